@@ -1,0 +1,192 @@
+"""Every field once, with its unit and reason. The other files in this folder start from here and change what differs.
+
+The values are the paper's 128-frame model (Table 2, Appendix A.1) with the official program's optimizer; see
+docs/architecture.md for where the two differ. Any field can be changed on the command line:
+`python -m mebt_jax.main --config=configs/demo.py --config.transformer.width=256`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_training() -> ConfigDict:
+    """Fields of one training loop; both stages have their own copy."""
+    training = ConfigDict()
+    # Optimizer steps.
+    training.steps = 100_000
+    # Clips per optimizer step, over all devices and hosts together.
+    training.batch_size = 32
+    # The batch is worked off in this many pieces whose gradients are averaged: less memory, same result.
+    training.accumulation = 1
+    # Peak learning rate of AdamW.
+    training.learning_rate = 3e-5
+    # Steps of linear warm-up from 0; the official program uses none.
+    training.warmup_steps = 0
+    # After the warm-up: "constant" (official) or "cosine" down to 0 at the last step.
+    training.decay = "constant"
+    # AdamW moments.
+    training.beta1 = 0.9
+    training.beta2 = 0.95
+    # Decoupled weight decay on matrices; never on norms, biases and embeddings (official configure_optimizers).
+    training.weight_decay = 1e-4
+    # Gradients are scaled down to this global L2 norm; 0 switches it off (official).
+    training.clip_norm = 1.0
+    # Per-step decay of the averaged weights that validation, sampling and evaluation use; 0 switches averaging off.
+    training.ema_decay = 0.999
+    # Steps between metric lines, validations and checkpoints. The last step always does all three.
+    training.log_every = 100
+    training.validate_every = 5_000
+    training.checkpoint_every = 1_000
+    # Batches per validation.
+    training.validation_batches = 8
+    # Checkpoints at multiples of this are kept for good, beside the best one and the two latest.
+    training.keep_every = 50_000
+    return training
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    # Names the default work directory, runs/<name>.
+    config.name = "base"
+
+    config.data = data = ConfigDict()
+    # "moving_shapes" (built in), "folder" (any videos or frames), "ucf101", "sky_timelapse", "taichi_hd".
+    data.source = "moving_shapes"
+    # Folder that holds the videos, frame folders or official frame lists; unused for moving_shapes.
+    data.path = ""
+    # Where the prepared records go; "" is <workdir>/data. Point several runs at one folder to prepare once.
+    data.prepared_dir = ""
+    # Pixels of the square frame: shorter side resized, centre cropped (paper: 128).
+    data.resolution = 128
+    # Frames per training clip (paper: 16 or 128).
+    data.frames = 128
+    # Every n-th frame of the video is used (paper: 1; Taichi at 16 frames: 4).
+    data.frame_stride = 1
+    # Share of the videos held out where the data set has no split of its own; a video is never in both.
+    data.validation_fraction = 0.1
+    # Number of generated clips for moving_shapes.
+    data.train_clips = 4096
+    data.validation_clips = 256
+    # JPEG quality of prepared frames, 1 to 100; 95 costs 0.4 dB against lossless at a tenth of the size.
+    data.jpeg_quality = 95
+    # Longest run of frames in one prepared record; longer videos become overlapping records.
+    data.record_frames = 256
+    # Worker processes that decode; 0 decodes in threads of the main process.
+    data.workers = 0
+    # Order of the clips, position of the crops, and the generated shapes all follow from this.
+    data.seed = 0
+
+    config.tokenizer = tokenizer = ConfigDict()
+    # Input size over latent size on (time, height, width) (paper and TATS: 4, 8, 8).
+    tokenizer.compression = (4, 8, 8)
+    # The part of the compression done by folding pixels into channels before the first convolution, which lets all
+    # convolutions run at low resolution; (1, 1, 1) is the paper's network.
+    tokenizer.patch = (1, 1, 1)
+    # Channels of the first level; each level of striding doubles them (TATS: 16 to 32 by checkpoint).
+    tokenizer.hidden = 32
+    # V, number of codes, and their width (TATS: 16384 of 256).
+    tokenizer.codes = 16_384
+    tokenizer.code_width = 256
+    # Weights of the loss terms (TATS: L1 4, commitment 0.25; the paper's equation 1 has L2).
+    tokenizer.l1_weight = 4.0
+    tokenizer.l2_weight = 0.0
+    tokenizer.commitment_weight = 0.25
+    # Decay of the codebook's running counts and sums (TATS: 0.99).
+    tokenizer.codebook_decay = 0.99
+    # A code whose running count falls below this is restarted from a random feature of the batch (TATS: 1).
+    tokenizer.restart_threshold = 1.0
+    # Compute precision: "float32" or "bfloat16"; parameters, norms, distances and losses stay float32.
+    tokenizer.dtype = "float32"
+    # Workdir or checkpoint folder of a trained tokenizer to use instead of training one.
+    tokenizer.checkpoint = ""
+    tokenizer.training = get_training()
+    tokenizer.training.learning_rate = 3e-4
+    tokenizer.training.beta1 = 0.5
+    tokenizer.training.beta2 = 0.9
+    tokenizer.training.weight_decay = 0.0
+
+    config.transformer = transformer = ConfigDict()
+    # Kinds of block from input to output: encode, latent, update, decode, full, maskgit (24 layers in the paper).
+    transformer.layers = ("encode", "latent") * 6 + ("encode",) + ("decode", "update") * 5 + ("decode",)
+    # D, width; K, heads; L, number of latents (paper: 1024, 16, 256).
+    transformer.width = 1024
+    transformer.heads = 16
+    transformer.latents = 256
+    # "paper" computes what the official code computes, quirks included; "modern" is a plain pre-norm residual.
+    transformer.flavour = "paper"
+    # Dropout rates on embeddings, block outputs and attention weights.
+    transformer.embedding_dropout = 0.0
+    transformer.residual_dropout = 0.0
+    transformer.attention_dropout = 0.0
+    # Share of the target probability spread over all codes.
+    transformer.label_smoothing = 0.0
+    # Targets whose logits exist at one time, per clip; the [M, V] array is never made.
+    transformer.loss_block = 1024
+    # What the backward pass recomputes: "none", "block" (all inside a block), "dots" (all but matrix products).
+    transformer.remat = "block"
+    # Compute precision: "float32" or "bfloat16"; parameters, softmax, norms and loss stay float32.
+    transformer.dtype = "bfloat16"
+    # Workdir or checkpoint folder of a trained transformer to start from.
+    transformer.checkpoint = ""
+    transformer.training = get_training()
+    transformer.training.steps = 2_000_000
+
+    config.masking = masking = ConfigDict()
+    # Mask ratio r = schedule(u), u uniform in [ratio_min, ratio_max] (official: linear, r = 1 - u, on [0, 1]).
+    masking.ratio_schedule = "linear"
+    masking.ratio_min = 0.0
+    masking.ratio_max = 1.0
+    # One ratio for the whole batch (official) or one per clip.
+    masking.ratio_per_sample = False
+    # Most targets predicted per clip and step; 0 is all masked tokens.
+    masking.target_budget = 0
+    # Lengths v of training intervals: "clip" (paper, equation 4), "renormalized" (official code), "uniform", "longest".
+    masking.interval_schedule = "clip"
+    # Equation 4: steps per latent frame of growth, and the standard deviation in latent frames.
+    masking.interval_alpha = 100_000.0
+    masking.interval_beta = 2.0
+    # Context and target counts are rounded up to this many steps of the interval: compilations against padding.
+    masking.splits = 4
+
+    config.sample = sample = ConfigDict()
+    # Clips to generate, and how many at a time over all devices.
+    sample.clips = 16
+    sample.batch_size = 4
+    sample.seed = 0
+    # Share of tokens still masked after step s of S is schedule(s / S) (MaskGIT's cosine).
+    sample.mask_schedule = "cosine"
+    # S, draft steps; choice temperature of the Gumbel noise on the confidence; temperature of the token distribution.
+    sample.draft_steps = 32
+    sample.choice_temperature = 2.0
+    sample.temperature = 1.0
+    # Keep the k most probable codes (0: all); keep the smallest set with probability p (1: all).
+    sample.top_k = 32
+    sample.top_p = 1.0
+    # Steps before the draft that each commit one token at a random place.
+    sample.bootstrap_steps = 64
+    # M rounds, each re-predicting R random parts of the clip in turn from the rest, at its own temperature.
+    sample.revise_rounds = 2
+    sample.revise_partitions = 32
+    sample.revise_temperature = 0.1
+    # Of the written mp4 and GIF files.
+    sample.frames_per_second = 20.0
+
+    config.evaluate = evaluate = ConfigDict()
+    # Held-out clips to evaluate on (fewer if the data has fewer), and how many at a time.
+    evaluate.clips = 256
+    evaluate.batch_size = 16
+
+    config.mesh = mesh = ConfigDict()
+    # Devices along each axis; -1 on one axis means all that are left.
+    mesh.data = -1
+    mesh.fsdp = 1
+    mesh.sequence = 1
+    mesh.tensor = 1
+
+    config.runtime = runtime = ConfigDict()
+    # Root of every random draw that is not data: initialisation, masks, dropout.
+    runtime.seed = 0
+    # Folder of compiled programs, shared by all runs; "" is ~/.cache/mebt_jax, "off" switches it off.
+    runtime.compilation_cache = ""
+    # Arrays below this many elements are replicated instead of split over the fsdp axis.
+    runtime.fsdp_min_elements = 1_048_576
+    return config

@@ -1,0 +1,64 @@
+"""Moving shapes, 16 frames of 32x32, on a laptop: the whole pipeline on built-in data.
+
+    python -m mebt_jax.main --config=configs/demo.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.name = "demo"
+    config.data.source = "moving_shapes"
+    config.data.resolution = 32
+    config.data.frames = 16
+    config.data.train_clips = 100_000
+
+    # Folding pixels into channels first keeps every convolution on the small latent grid, where a CPU is fast.
+    config.tokenizer.compression = (4, 4, 4)
+    config.tokenizer.patch = (4, 4, 4)
+    config.tokenizer.hidden = 64
+    config.tokenizer.codes = 256
+    config.tokenizer.code_width = 32
+    config.tokenizer.training.steps = 1_000
+    config.tokenizer.training.batch_size = 16
+    config.tokenizer.training.learning_rate = 1e-3
+    config.tokenizer.training.warmup_steps = 50
+    config.tokenizer.training.decay = "cosine"
+    config.tokenizer.training.beta1 = 0.9
+    config.tokenizer.training.beta2 = 0.95
+    config.tokenizer.training.ema_decay = 0.99
+    config.tokenizer.training.validate_every = 500
+    config.tokenizer.training.checkpoint_every = 250
+
+    config.transformer.layers = ("encode", "latent") * 2 + ("encode",) + ("decode", "update") * 2 + ("decode",)
+    config.transformer.width = 128
+    config.transformer.heads = 4
+    config.transformer.latents = 64
+    config.transformer.dtype = "float32"
+    config.transformer.remat = "none"
+    config.transformer.training.steps = 1_000
+    config.transformer.training.batch_size = 16
+    config.transformer.training.learning_rate = 2e-3
+    config.transformer.training.warmup_steps = 100
+    config.transformer.training.decay = "cosine"
+    config.transformer.training.ema_decay = 0.99
+    config.transformer.training.validate_every = 500
+    config.transformer.training.checkpoint_every = 250
+    config.masking.interval_schedule = "longest"
+    config.masking.splits = 2
+
+    config.sample.clips = 16
+    config.sample.batch_size = 16
+    config.sample.draft_steps = 16
+    config.sample.choice_temperature = 4.0
+    config.sample.top_k = 0
+    config.sample.bootstrap_steps = 0
+    config.sample.revise_rounds = 2
+    config.sample.revise_partitions = 4
+    config.sample.revise_temperature = 0.7
+    config.sample.frames_per_second = 8.0
+    config.evaluate.clips = 64
+    return config

@@ -1,0 +1,269 @@
+"""Configuration: `ml_collections` at the edge, frozen dataclasses inside.
+
+A file in `configs/` builds a ConfigDict that holds every field of `Config` (see `configs/base.py`, which also says what
+each field means and its unit). `from_config_dict` turns it into the dataclasses below once, at start-up; everything after
+that reads attributes of frozen dataclasses, so a misspelt or ill-typed field can only fail here, by name.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from mebt_jax.errors import UserError
+
+BLOCK_KINDS = ("encode", "latent", "update", "decode", "full", "maskgit")
+FLAVOURS = ("paper", "modern")
+REMAT_POLICIES = ("none", "block", "dots")
+DTYPES = ("float32", "bfloat16")
+DATA_SOURCES = ("moving_shapes", "folder", "ucf101", "sky_timelapse", "taichi_hd")
+RATIO_SCHEDULES = ("linear", "cosine", "cosine_plus", "quadratic", "square", "cube", "sqrt", "convex")
+INTERVAL_SCHEDULES = ("clip", "renormalized", "uniform", "longest")
+LEARNING_RATE_DECAYS = ("constant", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    source: str
+    path: str
+    prepared_dir: str
+    resolution: int
+    frames: int
+    frame_stride: int
+    validation_fraction: float
+    train_clips: int
+    validation_clips: int
+    jpeg_quality: int
+    record_frames: int
+    workers: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    steps: int
+    batch_size: int
+    accumulation: int
+    learning_rate: float
+    warmup_steps: int
+    decay: str
+    beta1: float
+    beta2: float
+    weight_decay: float
+    clip_norm: float
+    ema_decay: float
+    log_every: int
+    validate_every: int
+    validation_batches: int
+    checkpoint_every: int
+    keep_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    compression: tuple[int, int, int]
+    patch: tuple[int, int, int]
+    hidden: int
+    codes: int
+    code_width: int
+    l1_weight: float
+    l2_weight: float
+    commitment_weight: float
+    codebook_decay: float
+    restart_threshold: float
+    dtype: str
+    checkpoint: str
+    training: TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    layers: tuple[str, ...]
+    width: int
+    heads: int
+    latents: int
+    flavour: str
+    embedding_dropout: float
+    residual_dropout: float
+    attention_dropout: float
+    label_smoothing: float
+    loss_block: int
+    remat: str
+    dtype: str
+    checkpoint: str
+    training: TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskingConfig:
+    ratio_schedule: str
+    ratio_min: float
+    ratio_max: float
+    ratio_per_sample: bool
+    target_budget: int
+    interval_schedule: str
+    interval_alpha: float
+    interval_beta: float
+    splits: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    clips: int
+    batch_size: int
+    seed: int
+    mask_schedule: str
+    draft_steps: int
+    choice_temperature: float
+    temperature: float
+    top_k: int
+    top_p: float
+    bootstrap_steps: int
+    revise_rounds: int
+    revise_partitions: int
+    revise_temperature: float
+    frames_per_second: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    clips: int
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    data: int
+    fsdp: int
+    sequence: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RuntimeConfig:
+    seed: int
+    compilation_cache: str
+    fsdp_min_elements: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    transformer: TransformerConfig
+    masking: MaskingConfig
+    sample: SampleConfig
+    evaluate: EvaluateConfig
+    mesh: MeshConfig
+    runtime: RuntimeConfig
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(T, H, W): the latent grid of one clip."""
+        t, h, w = self.tokenizer.compression
+        return self.data.frames // t, self.data.resolution // h, self.data.resolution // w
+
+
+def from_config_dict(config_dict: Mapping[str, Any]) -> Config:
+    """Checks names, types and values and returns the frozen Config; raises UserError that names the field."""
+    config = _build(Config, config_dict, path="config")
+    _check_values(config)
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dict of a config dataclass, fit for JSON (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def content_hash(*parts: Any) -> str:
+    """12 hex digits that change when any field of the given config dataclasses (or JSON values) changes."""
+    plain = [to_dict(p) if dataclasses.is_dataclass(p) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _build(cls: type, values: Any, path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path} must be a group of fields, but is {values!r}; see configs/base.py.")
+    fields = typing.get_type_hints(cls)
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(name, list(fields), n=1, cutoff=0.5)
+            hint = f"did you mean {path}.{near[0]}?" if near else f"its fields are {', '.join(fields)}."
+            raise UserError(f"Unknown config field {path}.{name}; {hint}")
+    missing = [name for name in fields if name not in values]
+    if missing:
+        raise UserError(f"Config field {path}.{missing[0]} is missing; configs/base.py holds every field with its default.")
+    return cls(**{name: _convert(kind, values[name], f"{path}.{name}") for name, kind in fields.items()})
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, path)
+    if typing.get_origin(kind) is tuple:
+        item_kinds = typing.get_args(kind)
+        if not isinstance(value, (tuple, list)):
+            raise UserError(f"{path} must be a tuple, but is {value!r} ({type(value).__name__}).")
+        if item_kinds[-1] is Ellipsis:
+            item_kinds = (item_kinds[0],) * len(value)
+        if len(item_kinds) != len(value):
+            raise UserError(f"{path} must have {len(item_kinds)} entries, but is {tuple(value)!r}.")
+        return tuple(_convert(k, v, f"{path}[{i}]") for i, (k, v) in enumerate(zip(item_kinds, value)))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:  # bool is a subclass of int: `isinstance` would let True stand for 1
+        raise UserError(f"{path} must be of type {kind.__name__}, but is {value!r} ({type(value).__name__}).")
+    return value
+
+
+def _check_values(config: Config) -> None:
+    choices = {
+        "data.source": (config.data.source, DATA_SOURCES),
+        "tokenizer.dtype": (config.tokenizer.dtype, DTYPES),
+        "tokenizer.training.decay": (config.tokenizer.training.decay, LEARNING_RATE_DECAYS),
+        "transformer.dtype": (config.transformer.dtype, DTYPES),
+        "transformer.flavour": (config.transformer.flavour, FLAVOURS),
+        "transformer.remat": (config.transformer.remat, REMAT_POLICIES),
+        "transformer.training.decay": (config.transformer.training.decay, LEARNING_RATE_DECAYS),
+        "masking.ratio_schedule": (config.masking.ratio_schedule, RATIO_SCHEDULES),
+        "masking.interval_schedule": (config.masking.interval_schedule, INTERVAL_SCHEDULES),
+        "sample.mask_schedule": (config.sample.mask_schedule, RATIO_SCHEDULES),
+    }
+    choices |= {f"transformer.layers[{i}]": (kind, BLOCK_KINDS) for i, kind in enumerate(config.transformer.layers)}
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise UserError(f"config.{name} is {value!r}, but must be one of {', '.join(allowed)}.")
+
+    t, h, w = config.tokenizer.compression
+    for name, size, factor in (("frames", config.data.frames, t), ("resolution", config.data.resolution, h),
+                               ("resolution", config.data.resolution, w)):
+        if size < 1 or size % factor:
+            raise UserError(f"config.data.{name} is {size}, which the tokenizer's compression of {factor} does not divide; "
+                            f"use a multiple of {factor} or change config.tokenizer.compression {(t, h, w)}.")
+    for axis, (total, patch) in enumerate(zip(config.tokenizer.compression, config.tokenizer.patch)):
+        strides = total // patch if patch >= 1 else 0
+        if patch < 1 or total % patch or strides & (strides - 1):
+            raise UserError(f"config.tokenizer.patch is {config.tokenizer.patch}, but on axis {axis} the compression {total} must "
+                            f"be the patch times a power of two.")
+    if config.transformer.width % config.transformer.heads:
+        raise UserError(f"config.transformer.width is {config.transformer.width}, which config.transformer.heads "
+                        f"{config.transformer.heads} does not divide.")
+    for name, training in (("tokenizer", config.tokenizer.training), ("transformer", config.transformer.training)):
+        if training.batch_size < 1 or training.accumulation < 1 or training.batch_size % training.accumulation:
+            raise UserError(f"config.{name}.training.batch_size is {training.batch_size}, which must be a positive multiple of "
+                            f"config.{name}.training.accumulation {training.accumulation}.")
+    positive = {
+        "data.frame_stride": config.data.frame_stride, "sample.clips": config.sample.clips,
+        "sample.batch_size": config.sample.batch_size, "sample.draft_steps": config.sample.draft_steps,
+        "evaluate.clips": config.evaluate.clips, "evaluate.batch_size": config.evaluate.batch_size,
+        "masking.splits": config.masking.splits, "transformer.loss_block": config.transformer.loss_block,
+        "tokenizer.training.steps": config.tokenizer.training.steps,
+        "transformer.training.steps": config.transformer.training.steps,
+    }
+    for name, value in positive.items():
+        if value < 1:
+            raise UserError(f"config.{name} is {value}, but must be at least 1.")

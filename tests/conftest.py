@@ -1,0 +1,13 @@
+"""Strict test environment: eight CPU devices so that sharding is always exercised, and no silent rank promotion."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not an installed package
+
+import jax  # noqa: E402  (the environment above must come first)
+
+jax.config.update("jax_numpy_rank_promotion", "raise")

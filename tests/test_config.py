@@ -1,0 +1,116 @@
+"""Every shipped config builds, locks and describes a model that fits together; wrong fields are named."""
+
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from configs import base
+from mebt_jax import config as config_lib
+from mebt_jax.errors import UserError
+from mebt_jax.masking import capacities
+from mebt_jax.tokenizer.autoencoder import Tokenizer
+from mebt_jax.transformer.model import MeBT
+
+CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
+# Learning rate, weight decay, dropout, batch per GPU (times eight), interval schedule, alpha, frame stride, forward passes.
+OFFICIAL = {
+    "sky16": (1.08e-5, 0.01, 0.1, 6, "longest", None, 1),
+    "sky128": (1.8e-5, 0.01, 0.1, 5, "clip", 30_000, 1),
+    "taichi16": (3e-5, 1e-4, 0.0, 32, "longest", None, 4),
+    "taichi128": (3e-5, 1e-4, 0.0, 4, "clip", 100_000, 1),
+    "ucf16": (3e-5, 1e-4, 0.0, 32, "longest", None, 1),
+    "ucf128": (3e-5, 1e-4, 0.0, 6, "clip", 100_000, 1),
+}
+
+
+def load(name: str) -> ConfigDict:
+    return __import__(f"configs.{name}", fromlist=["get_config"]).get_config()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_builds_and_its_full_size_model_has_consistent_shapes(name):
+    locked = load(name).lock()
+    config = config_lib.from_config_dict(locked)
+    assert config.name == name
+    tokens = config.grid[0] * config.grid[1] * config.grid[2]
+    shapes = capacities.all_shapes(config.masking, config.grid)
+    largest = max(shapes, key=lambda shape: (shape.contexts, shape.targets))
+
+    def forward(video):
+        tokenizer = Tokenizer(config.tokenizer, rngs=nnx.Rngs(0))
+        model = MeBT(config.transformer, num_codes=config.tokenizer.codes, num_positions=tokens, rngs=nnx.Rngs(0))
+        features = tokenizer.encode(video)  # [1, T, H, W, E]
+        context = jax.numpy.zeros((1, largest.contexts), int)
+        targets = jax.numpy.zeros((1, largest.targets), int)
+        hidden = model(context, context, context == 0, targets, targets == 0)
+        return features, tokenizer.decode(features), hidden, model.logits(hidden)
+
+    size = config.data.resolution
+    video = jax.ShapeDtypeStruct((1, config.data.frames, size, size, 3), "float32")
+    features, reconstruction, hidden, logits = jax.eval_shape(forward, video)
+    assert features.shape == (1, *config.grid, config.tokenizer.code_width)
+    assert reconstruction.shape == video.shape
+    assert hidden.shape == (1, largest.targets, config.transformer.width)
+    assert logits.shape == (1, largest.targets, config.tokenizer.codes)
+    assert __import__(f"configs.{name}").__dict__[name].__doc__
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_paper_configs_carry_the_official_settings(name):
+    config = config_lib.from_config_dict(load(name))
+    rate, decay, dropout, per_gpu, schedule, alpha, stride = OFFICIAL[name]
+    training, model = config.transformer.training, config.transformer
+    assert (training.learning_rate, training.weight_decay, training.batch_size) == (rate, decay, 8 * per_gpu)
+    assert {model.embedding_dropout, model.residual_dropout, model.attention_dropout} == {dropout}
+    assert config.masking.interval_schedule == schedule and config.masking.interval_beta == 2.0
+    assert alpha is None or config.masking.interval_alpha == alpha
+    assert config.data.frame_stride == stride and config.data.resolution == 128
+    assert config.grid == (config.data.frames // 4, 16, 16)
+    assert (model.width, model.heads, model.latents, len(model.layers), config.tokenizer.codes) == (1024, 16, 256, 24, 16_384)
+    assert (training.beta1, training.beta2, training.warmup_steps, training.decay) == (0.9, 0.95, 0, "constant")
+
+
+def test_unknown_field_names_the_nearest_valid_one():
+    config = base.get_config()
+    config.transformer.widht = 3
+    with pytest.raises(UserError, match=r"config\.transformer\.widht; did you mean config\.transformer\.width\?"):
+        config_lib.from_config_dict(config)
+
+
+@pytest.mark.parametrize("group, field, value, words", [
+    ("transformer", "width", 64.5, "config.transformer.width must be of type int, but is 64.5"),
+    ("transformer", "heads", True, "config.transformer.heads must be of type int"),
+    ("transformer", "heads", 7, "does not divide"),
+    ("transformer", "layers", ("encode", "decoder"), r"layers\[1\] is 'decoder', but must be one of encode"),
+    ("transformer", "flavour", "papper", "must be one of paper, modern"),
+    ("tokenizer", "compression", (4, 8), "must have 3 entries"),
+    ("tokenizer", "patch", (4, 3, 8), "patch times a power of two"),
+    ("data", "resolution", 100, "compression of 8 does not divide"),
+    ("data", "frames", 30, "use a multiple of 4"),
+    ("masking", "splits", 0, "must be at least 1"),
+])
+def test_ill_typed_or_impossible_values_are_named(group, field, value, words):
+    config = ConfigDict(base.get_config().to_dict(), type_safe=False)
+    config[group][field] = value
+    with pytest.raises(UserError, match=words):
+        config_lib.from_config_dict(config)
+
+
+def test_missing_field_is_named():
+    config = base.get_config()
+    del config.masking.splits
+    with pytest.raises(UserError, match=r"config\.masking\.splits is missing"):
+        config_lib.from_config_dict(config)
+
+
+def test_content_hash_follows_every_field():
+    config = config_lib.from_config_dict(base.get_config())
+    changed = base.get_config()
+    changed.tokenizer.training.beta1 = 0.6
+    other = config_lib.from_config_dict(changed)
+    assert config_lib.content_hash(config) == config_lib.content_hash(config)
+    assert config_lib.content_hash(config.tokenizer) != config_lib.content_hash(other.tokenizer)
+    assert config_lib.content_hash(config.transformer) == config_lib.content_hash(other.transformer)
