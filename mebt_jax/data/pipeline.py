@@ -1,0 +1,142 @@
+"""From sources of records to batches of clips, with grain. Last file of the data room; the training loops call it.
+
+The order of the clips and the place of each window are pure functions of (config.data.seed, global clip number), whatever the
+number of hosts, threads or workers. So the whole state of an iterator is the number of the next clip.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from mebt_jax.config import Config
+from mebt_jax.data import clips
+from mebt_jax.data.sources import Sources
+from mebt_jax.errors import UserError
+
+# Batches made ahead. grain's own default of 500 would hold tens of gigabytes of 128-frame clips.
+BATCHES_AHEAD = 4
+
+
+class BatchIterator:
+    """Endless training batches: `next()` -> {"video": uint8 [b, F, H, W, 3]}, this host's share of the global batch.
+
+    Host h of n holds rows h * b to (h + 1) * b of the global batch, b = batch_size / n.
+    """
+
+    def __init__(self, batches: grain.MapDataset, batch_size: int, workers: int):
+        self._batches = batches  # element k is this host's share of batch k
+        self._batch_size = batch_size
+        self._workers = workers
+        self.set_state({"next_clip": 0})
+
+    def __iter__(self) -> "BatchIterator":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch = next(self._iterator)
+        self._next_batch += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """Fit for JSON, and the same on every host."""
+        return {"next_clip": self._next_batch * self._batch_size}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to where `get_state` was called, in this or in another run, with any number of hosts and workers.
+
+        Raises:
+            UserError: the batch size now does not divide the number of clips seen.
+        """
+        self._next_batch, rest = divmod(state["next_clip"], self._batch_size)
+        if rest:
+            raise UserError(f"This run has used {state['next_clip']} training clips, which the batch size {self._batch_size} does not "
+                            f"divide; go on with the batch size it had.")
+        self._iterator = _read(self._batches.slice(slice(self._next_batch, sys.maxsize)), self._workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomWindow(grain.transforms.RandomMap):
+    """Record -> {"video": a clip at a random place in it}."""
+
+    frames: int
+    stride: int
+
+    def random_map(self, record: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"video": cut(record, int(rng.integers(_windows(record, self.frames, self.stride))), self.frames, self.stride)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CentreWindow(grain.transforms.Map):
+    """Record -> {"video": the clip in the middle of it}."""
+
+    frames: int
+    stride: int
+
+    def map(self, record: dict) -> dict[str, np.ndarray]:
+        return {"video": cut(record, _windows(record, self.frames, self.stride) // 2, self.frames, self.stride)}
+
+
+def cut(record: dict, start: int, frames: int, stride: int) -> np.ndarray:
+    """The clip of a record (see data/sources.py) that starts at `start`: uint8 [F, H, W, 3]. Decodes no other frame."""
+    window = slice(start, start + clips.span(frames, stride), stride)
+    return clips.decode_jpegs(record["frames"][window]) if "frames" in record else record["video"][window]
+
+
+def train_batches(sources: Sources, config: Config, batch_size: int) -> BatchIterator:
+    """Endless shuffled batches; `batch_size` counts the clips of all hosts together.
+
+    Each epoch visits every record once, at a new random window; epochs follow one another without a gap, so a data set smaller
+    than a batch works too.
+
+    Raises:
+        UserError: the hosts cannot share the batch evenly.
+    """
+    data = config.data
+    dataset = grain.MapDataset.source(sources.train).seed(data.seed).shuffle().repeat(None)
+    dataset = dataset.random_map(RandomWindow(data.frames, data.frame_stride))
+    return BatchIterator(_share(dataset, batch_size), batch_size, data.workers)
+
+
+def validation_batches(sources: Sources, config: Config, batch_size: int, num_batches: int) -> Iterator[dict[str, np.ndarray]]:
+    """At most `num_batches` batches of held-out clips, the same at every call: the middle window of each record.
+
+    The clips that do not fill a last batch are left out; where there is less than one batch, it is filled by repeating them.
+
+    Raises:
+        UserError: the hosts cannot share the batch evenly.
+    """
+    data = config.data
+    dataset = grain.MapDataset.source(sources.validation).map(CentreWindow(data.frames, data.frame_stride))
+    if len(dataset) < batch_size:
+        dataset = dataset.repeat(None)[:batch_size]
+    batches = min(num_batches, len(dataset) // batch_size)
+    return iter(_read(_share(dataset[: batches * batch_size], batch_size), workers=0))
+
+
+def _windows(record: dict, frames: int, stride: int) -> int:
+    return len(record["frames" if "frames" in record else "video"]) - clips.span(frames, stride) + 1
+
+
+def _share(dataset: grain.MapDataset, batch_size: int) -> grain.MapDataset:
+    """Element k of the result is this host's share of global batch k. Slicing before random access costs the others nothing."""
+    hosts = jax.process_count()
+    if batch_size % hosts:
+        raise UserError(f"The batch of {batch_size} clips does not divide among {hosts} hosts; use a multiple of {hosts}.")
+    return dataset.batch(batch_size // hosts)[jax.process_index() :: hosts]
+
+
+def _read(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    threads = min(BATCHES_AHEAD, os.cpu_count() or 1)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=BATCHES_AHEAD)
+    dataset = batches.to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags; notebooks and tests do not parse any
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(dataset)

@@ -1,0 +1,172 @@
+"""Videos on disk: finding them in a folder and decoding them frame by frame. Read once, by data/builder.py.
+
+A video is a file that PyAV can decode, or a run of image files. Decoding streams: one frame is in memory at a time.
+"""
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from mebt_jax.data import clips
+from mebt_jax.errors import UserError
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".avi", ".mov", ".webm", ".gif", ".m4v", ".mpg", ".mpeg"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+
+
+class BrokenVideo(Exception):
+    """This video cannot be used; the message is the reason that the manifest gives."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """One video of a data set: a single video file, or the image files of its frames in order."""
+
+    name: str  # path relative to the data folder; unique in the data set
+    files: tuple[Path, ...]
+    split: str = ""  # "train" or "validation" where the data set says so, else ""
+
+    @property
+    def is_frames(self) -> bool:
+        return self.files[0].suffix.lower() in IMAGE_SUFFIXES
+
+
+def natural_key(text: str) -> list:
+    """Sorting key that puts frame2 before frame10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
+
+
+def find_videos(folder: Path) -> list[Video]:
+    """All videos below a folder, in natural order: every video file, and every folder that holds images as one video."""
+    videos = []
+    for directory, subfolders, names in os.walk(folder, followlinks=True):
+        subfolders[:] = sorted((name for name in subfolders if not name.startswith(".")), key=natural_key)
+        here = Path(directory)
+        names = sorted((name for name in names if not name.startswith(".")), key=natural_key)
+        images = tuple(here / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+        if images:
+            videos.append(Video(here.relative_to(folder).as_posix(), images))
+        videos += [Video((here / name).relative_to(folder).as_posix(), (here / name,))
+                   for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+    return sorted(videos, key=lambda video: natural_key(video.name))
+
+
+def read_frame_list(path: Path, split: str) -> list[Video]:
+    """Videos of an official frame list: one image path per line, named <video>_<number>.<suffix>.
+
+    Relative paths start at the folder of the list. A gap in the numbers starts another video.
+
+    Note: mebt/data.py:357-380 (FrameListDataset) sorts the lines as text, so numbers without leading zeros fall apart into many
+    videos there; here they are sorted as numbers.
+
+    Raises:
+        UserError: a line is no such path.
+    """
+    frames = []
+    for line in filter(None, map(str.strip, path.read_text().splitlines())):
+        match = re.fullmatch(r"(.*)_(\d+)(\.\w+)", line)
+        if not match or match[3].lower() not in IMAGE_SUFFIXES:
+            raise UserError(f"{path} is not a list of frames: the line {line!r} does not end in _<number>.jpg or .png.")
+        frames.append((match[1], int(match[2]), path.parent / line))
+    frames.sort(key=lambda frame: frame[:2])
+    runs: list[tuple[str, list[Path]]] = []
+    for i, (stem, number, file) in enumerate(frames):
+        if i == 0 or frames[i - 1][:2] != (stem, number - 1):
+            runs.append((f"{stem}_{number}", []))
+        runs[-1][1].append(file)
+    return [Video(name, tuple(files), split) for name, files in runs]
+
+
+def count_frames(video: Video) -> int:
+    """Number of frames; decodes the whole video, so that what is counted can be read.
+
+    Raises:
+        BrokenVideo: it cannot be decoded to its end.
+    """
+    return sum(1 for _ in (_images(video) if video.is_frames else _decoded(video.files[0])))
+
+
+def read_frames(video: Video, resolution: int) -> Iterator[np.ndarray]:
+    """Frames of a video in order, upright, centre square: uint8 [resolution, resolution, 3] each.
+
+    Raises:
+        BrokenVideo: it cannot be decoded to its end.
+    """
+    if video.is_frames:
+        for image in _images(video):
+            yield clips.square(image, resolution)
+        return
+    for frame, pixel_aspect in _decoded(video.files[0]):
+        width, height = frame.width * pixel_aspect, frame.height
+        # Shrinking inside the colour conversion is several times faster than converting all pixels first.
+        scale = min(1.0, resolution / min(width, height))
+        image = frame.to_ndarray(format="rgb24", width=round(width * scale), height=round(height * scale), interpolation="AREA")
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        yield clips.square(image if matrix is None else upright(image, bytes(matrix)), resolution)
+
+
+def frames_per_second(video: Video) -> float:
+    """Average rate of a video file; 0.0 where it is not known, as for image files."""
+    if video.is_frames:
+        return 0.0
+    with av.open(str(video.files[0])) as container:
+        return float(container.streams.video[0].average_rate or 0)
+
+
+def upright(image: np.ndarray, display_matrix: bytes) -> np.ndarray:
+    """[h, w, 3] turned and mirrored as the display matrix of its video says.
+
+    Phones store what the sensor saw and a matrix [[a, b], [c, d]] in 16.16 fixed point that takes (x, y) to
+    (a x + c y, b x + d y) on the screen (ISO/IEC 14496-12). Angles other than multiples of 90 degrees are left alone.
+    """
+    a, b, _, c, d = np.rint(np.frombuffer(display_matrix, np.int32)[:5] / 2**16).astype(int)
+    if a == 0 and d == 0:
+        image = image.transpose(1, 0, 2)
+        a, d = c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _images(video: Video) -> Iterator[np.ndarray]:
+    size = None
+    for file in video.files:
+        try:
+            image = clips.decode_image(file.read_bytes())
+        except OSError as error:
+            raise BrokenVideo(f"{file.name}: {error.strerror}") from error
+        if image is None:
+            raise BrokenVideo(f"{file.name} is not a readable image")
+        if size not in (None, image.shape):
+            raise BrokenVideo(f"{file.name} has another size than the frames before it")
+        size = image.shape
+        yield image
+
+
+def _decoded(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
+    """(frame, width over height of its pixels) of the first video stream."""
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise BrokenVideo("holds no readable video; the file may have been cut short")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            pixel_aspect = float(stream.sample_aspect_ratio or Fraction(1)) or 1.0
+            packets = 0
+            for packet in container.demux(stream):
+                packets += packet.size > 0
+                if packet.is_corrupt:
+                    raise BrokenVideo("the file ends early or is damaged")
+                for frame in packet.decode():
+                    if frame.is_corrupt:
+                        raise BrokenVideo(f"the frame at {frame.time or math.nan:.2f} s is damaged")
+                    yield frame, pixel_aspect
+            if packets < len(stream.index_entries):  # a complete index at the front of a file that was cut
+                raise BrokenVideo(f"the file ends early: {packets} of {len(stream.index_entries)} frames are there")
+    except av.FFmpegError as error:
+        raise BrokenVideo(f"cannot be decoded ({error.strerror})") from error

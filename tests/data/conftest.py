@@ -1,0 +1,59 @@
+"""Real video files and small configs for the data tests."""
+
+import av
+import numpy as np
+import pytest
+
+from configs import base
+from mebt_jax.config import Config, from_config_dict
+
+CODECS = {".mp4": "libx264", ".mkv": "ffv1", ".avi": "mpeg4", ".mov": "mpeg4", ".webm": "libvpx-vp9", ".gif": "gif"}
+PIXELS = {"gif": "rgb8", "ffv1": "bgr0"}  # ffv1 in bgr0 keeps every bit
+
+
+@pytest.fixture
+def write_video():
+    """write_video(path, frames uint8 [F, h, w, 3], rate=25, rotation=None, options={}) -> path, by the suffix of the path."""
+
+    def write(path, frames, rate=25, rotation=None, options=None):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        codec = CODECS[path.suffix]
+        with av.open(str(path), "w", options=options or {}) as container:
+            stream = container.add_stream(codec, rate=rate)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = PIXELS.get(codec, "yuv420p")
+            stream.bit_rate = 4_000_000
+            if rotation is not None:
+                stream.set_display_rotation(rotation)
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def quarters():
+    """quarters(num_frames, height, width): red, green / blue, white quarters that get darker by 4 each frame."""
+
+    def draw(num_frames, height=48, width=64):
+        image = np.full((height, width, 3), 255, np.uint8)
+        image[: height // 2, : width // 2] = (255, 0, 0)
+        image[: height // 2, width // 2 :] = (0, 255, 0)
+        image[height // 2 :, : width // 2] = (0, 0, 255)
+        return np.stack([np.where(image > 0, 255 - 4 * i, 0).astype(np.uint8) for i in range(num_frames)])
+
+    return draw
+
+
+@pytest.fixture
+def make_config():
+    """make_config(frames=..., ...): clips of 8 frames of 16x16, with these fields of config.data changed."""
+
+    def make(**fields) -> Config:
+        config = base.get_config()
+        config.data.update(dict(resolution=16, frames=8, record_frames=24, train_clips=64, validation_clips=16) | fields)
+        return from_config_dict(config)
+
+    return make
