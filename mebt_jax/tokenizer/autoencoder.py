@@ -1,0 +1,165 @@
+"""The tokenizer's network: video to features and back, with the codebook of `quantizers.py` in between.
+
+With `patch == (1, 1, 1)` it computes what the official 3D VQGAN computes (mebt/vqgan.py, the same as TATS); a larger
+patch folds pixels into channels before the first convolution and out of them after the last, so that the same network
+runs at a lower resolution.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from mebt_jax.config import TokenizerConfig
+from mebt_jax.tokenizer import quantizers
+from mebt_jax.tokenizer.convolutions import SameConv3d, SameConvTranspose3d, Size
+
+COLOURS = 3
+OUTPUT_GAIN = 0.1  # of the last convolution: an untrained decoder paints mid-grey instead of noise
+
+
+class Tokenizer(nnx.Module):
+    """Encoder, decoder and the projections to and from the code width; the codebook is not a part of it."""
+
+    def __init__(self, config: TokenizerConfig, *, rngs: nnx.Rngs):
+        self.patch = config.patch
+        dtype = jnp.dtype(config.dtype)
+        strides = level_strides(config.compression, config.patch)
+        top = config.hidden * 2**len(strides)
+        self.encoder = Encoder(config.hidden, config.patch, strides, dtype=dtype, rngs=rngs)
+        self.to_features = SameConv3d(top, config.code_width, (1, 1, 1), dtype=dtype, rngs=rngs)
+        self.from_embeddings = SameConv3d(config.code_width, top, (1, 1, 1), dtype=dtype, rngs=rngs)
+        self.decoder = Decoder(config.hidden, config.patch, strides, dtype=dtype, rngs=rngs)
+
+    def encode(self, video: jax.Array) -> jax.Array:
+        """Video in [-0.5, 0.5], [B, F, H, W, 3] -> features before quantization, float32 [B, T, H, W, E]."""
+        return self.to_features(self.encoder(fold_patches(video, self.patch))).astype(jnp.float32)
+
+    def decode(self, embeddings: jax.Array) -> jax.Array:
+        """Embeddings [B, T, H, W, E] -> video, float32 [B, F, H, W, 3], near [-0.5, 0.5] but not clipped to it."""
+        return unfold_patches(self.decoder(self.from_embeddings(embeddings)), self.patch).astype(jnp.float32)
+
+
+def encode_to_codes(tokenizer: Tokenizer, codebook: quantizers.Codebook, video: jax.Array) -> jax.Array:
+    """Video in [-0.5, 0.5], [B, F, H, W, 3] -> code indices, int32 [B, T, H, W]."""
+    return quantizers.nearest_codes(codebook, tokenizer.encode(video))
+
+
+def decode_codes(tokenizer: Tokenizer, codebook: quantizers.Codebook, codes: jax.Array) -> jax.Array:
+    """Code indices [B, T, H, W] -> video, float32 [B, F, H, W, 3]."""
+    return tokenizer.decode(quantizers.lookup(codebook, codes))
+
+
+def level_strides(compression: Size, patch: Size) -> tuple[Size, ...]:
+    """Strides of each level, first to last, in the encoder and in the decoder alike.
+
+    An axis that is compressed by the patch times 2^n is strided in the first n levels (official rule, mebt/vqgan.py:282
+    and :323: the decoder does not run the encoder's levels backwards). If nothing is left to stride, one level without
+    stride remains, so that the network keeps its residual blocks.
+    """
+    halvings = [(total // p).bit_length() - 1 for total, p in zip(compression, patch)]
+    levels = max(halvings)
+    if levels == 0:
+        return ((1, 1, 1),)
+    return tuple(tuple(2 if n > level else 1 for n in halvings) for level in range(levels))
+
+
+def fold_patches(video: jax.Array, patch: Size) -> jax.Array:
+    """Space to depth: [B, F, H, W, C] -> [B, F/pf, H/ph, W/pw, pf*ph*pw*C]."""
+    pf, ph, pw = patch
+    return rearrange(video, "b (f pf) (h ph) (w pw) c -> b f h w (pf ph pw c)", pf=pf, ph=ph, pw=pw)
+
+
+def unfold_patches(x: jax.Array, patch: Size) -> jax.Array:
+    """Depth to space, the inverse of `fold_patches`."""
+    pf, ph, pw = patch
+    return rearrange(x, "b f h w (pf ph pw c) -> b (f pf) (h ph) (w pw) c", pf=pf, ph=ph, pw=pw)
+
+
+class Encoder(nnx.Module):
+    """[B, F, H, W, C] -> [B, T, H, W, hidden * 2^levels]; each level strides, doubles the channels and refines."""
+
+    def __init__(self, hidden: int, patch: Size, strides: tuple[Size, ...], *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.first = SameConv3d(patch_channels(patch), hidden, (3, 3, 3), dtype=dtype, rngs=rngs)
+        self.levels = nnx.List([
+            DownLevel(hidden * 2**i, hidden * 2**(i + 1), s, dtype=dtype, rngs=rngs) for i, s in enumerate(strides)
+        ])
+        self.norm = group_norm(hidden * 2**len(strides), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.first(x)
+        for level in self.levels:
+            x = level.refine(level.down(x))
+        return jax.nn.silu(self.norm(x))
+
+
+class Decoder(nnx.Module):
+    """[B, T, H, W, hidden * 2^levels] -> [B, F, H, W, C]; each level but the first halves the channels."""
+
+    def __init__(self, hidden: int, patch: Size, strides: tuple[Size, ...], *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        levels = len(strides)
+        self.norm = group_norm(hidden * 2**levels, dtype=dtype, rngs=rngs)
+        # Note: the first level keeps its channels, the last ends at 2 * hidden (mebt/vqgan.py:330).
+        self.levels = nnx.List([
+            UpLevel(hidden * 2**min(levels, levels - i + 1), hidden * 2**(levels - i), s, dtype=dtype, rngs=rngs)
+            for i, s in enumerate(strides)
+        ])
+        self.last = SameConv3d(2 * hidden, patch_channels(patch), (3, 3, 3), dtype=dtype, gain=OUTPUT_GAIN, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jax.nn.silu(self.norm(x))
+        for level in self.levels:
+            x = level.refine2(level.refine1(level.up(x)))
+        return self.last(x)
+
+
+class DownLevel(nnx.Module):
+    """A (strided) convolution and a residual block."""
+
+    def __init__(self, inputs: int, outputs: int, strides: Size, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.down = SameConv3d(inputs, outputs, level_kernel(strides), strides, dtype=dtype, rngs=rngs)
+        self.refine = ResidualBlock(outputs, dtype=dtype, rngs=rngs)
+
+
+class UpLevel(nnx.Module):
+    """A (strided) transposed convolution and two residual blocks."""
+
+    def __init__(self, inputs: int, outputs: int, strides: Size, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.up = SameConvTranspose3d(inputs, outputs, level_kernel(strides), strides, dtype=dtype, rngs=rngs)
+        self.refine1 = ResidualBlock(outputs, dtype=dtype, rngs=rngs)
+        self.refine2 = ResidualBlock(outputs, dtype=dtype, rngs=rngs)
+
+
+class ResidualBlock(nnx.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), all of one width."""
+
+    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm1 = group_norm(channels, dtype=dtype, rngs=rngs)
+        self.conv1 = SameConv3d(channels, channels, (3, 3, 3), dtype=dtype, rngs=rngs)
+        self.norm2 = group_norm(channels, dtype=dtype, rngs=rngs)
+        self.conv2 = SameConv3d(channels, channels, (3, 3, 3), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.conv1(jax.nn.silu(self.norm1(x)))
+        return x + self.conv2(jax.nn.silu(self.norm2(y)))
+
+
+def level_kernel(strides: Size) -> Size:
+    """Kernel size of a level's own convolution: 4 on all axes if any is strided (official), else 3."""
+    return (3, 3, 3) if strides == (1, 1, 1) else (4, 4, 4)
+
+
+def patch_channels(patch: Size) -> int:
+    """Channels of a video folded by `patch`."""
+    pf, ph, pw = patch
+    return pf * ph * pw * COLOURS
+
+
+def group_norm(channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """The official norm: 32 groups, eps 1e-6; statistics in float32 whatever the compute precision.
+
+    Note: the official code needs channels divisible by 32 (mebt/vqgan.py:263); here small networks get the largest
+    number of groups up to 32 that divides their channels.
+    """
+    groups = max(g for g in range(1, 33) if channels % g == 0)
+    return nnx.GroupNorm(channels, num_groups=groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, rngs=rngs)

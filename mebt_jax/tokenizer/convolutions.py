@@ -1,0 +1,107 @@
+"""3D convolutions of the tokenizer: channels last, replicate padding, one formulation per kind of hardware.
+
+Everything the encoder and decoder compute with convolutions goes through `convolve`. On CPU, XLA's 3D convolution is
+slow (most of all its gradients), so there it is written as a sum of 2D convolutions, one per temporal tap of the kernel;
+GPU and TPU get the 3D convolution itself. A transposed convolution is written as a dense one that makes all sub-pixel
+phases at once, so no zeros are multiplied on any hardware. `benchmarks/convolutions.py` measures the choices.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax import lax
+
+Size = tuple[int, int, int]  # (time, height, width)
+
+
+def convolve(x: jax.Array, kernel: jax.Array, strides: Size = (1, 1, 1)) -> jax.Array:
+    """Convolution without padding, [B, F, H, W, I] * [f, h, w, I, O] -> [B, F', H', W', O] with F' = (F - f) // stride + 1."""
+    if jax.default_backend() == "cpu":
+        return convolve_by_taps(x, kernel, strides)
+    return convolve_directly(x, kernel, strides)
+
+
+def convolve_directly(x: jax.Array, kernel: jax.Array, strides: Size = (1, 1, 1)) -> jax.Array:
+    """`convolve` as XLA's 3D convolution."""
+    return lax.conv_general_dilated(x, kernel, strides, "VALID", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+
+
+def convolve_by_taps(x: jax.Array, kernel: jax.Array, strides: Size = (1, 1, 1)) -> jax.Array:
+    """`convolve` as a sum of 2D convolutions, one per temporal tap of the kernel, over frames folded into the batch."""
+    batch, taps, stride = x.shape[0], kernel.shape[0], strides[0]
+    span = stride * ((x.shape[1] - taps) // stride) + 1  # from the first to the last frame that one tap meets
+    total = None
+    for tap in range(taps):
+        frames = rearrange(x[:, tap:tap + span:stride], "b f h w c -> (b f) h w c")
+        part = lax.conv_general_dilated(frames, kernel[tap], strides[1:], "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        total = part if total is None else total + part
+    return rearrange(total, "(b f) h w c -> b f h w c", b=batch)
+
+
+def convolve_transposed(x: jax.Array, kernel: jax.Array, strides: Size) -> jax.Array:
+    """Transposed convolution of a padded input, cut to what a same-size convolution leaves.
+
+    Along an axis of size n, stride s and kernel size k (a multiple of s), output o is the sum over inputs i of
+    x[i] * kernel[o + k - 1 - s * i]. Output o = s * q + r - (s - 1) only meets the inputs q .. q + k/s - 1, so one dense
+    convolution with k/s taps makes all s phases r as channels, which are then spread out in space.
+
+    Args:
+        x: [B, F, H, W, I].
+        kernel: [f, h, w, I, O], in the orientation of PyTorch's ConvTranspose3d with padding k - 1.
+        strides: per axis; each must divide its kernel size.
+
+    Returns:
+        [B, F', H', W', O] with F' = s * (F - f/s) - s + 2 per axis.
+    """
+    (sf, sh, sw) = strides
+    phases = rearrange(kernel, "(f sf) (h sh) (w sw) i o -> f h w i (sf sh sw o)", sf=sf, sh=sh, sw=sw)
+    y = convolve(x, jnp.flip(phases, (0, 1, 2)))
+    y = rearrange(y, "b f h w (sf sh sw o) -> b (f sf) (h sh) (w sw) o", sf=sf, sh=sh, sw=sw)
+    return y[:, sf - 1:y.shape[1] - (sf - 1), sh - 1:y.shape[2] - (sh - 1), sw - 1:y.shape[3] - (sw - 1)]
+
+
+def pad_same(x: jax.Array, kernel_size: Size, strides: Size) -> jax.Array:
+    """Replicates the border of [B, F, H, W, C] by k - s per axis, the odd one in front.
+
+    Note: official `SamePadConv3d` and `SamePadConvTranspose3d` (mebt/vqgan.py:455 and :483) share this rule; the
+    padding of the transposed one is counted in input pixels all the same.
+    """
+    totals = [k - s for k, s in zip(kernel_size, strides)]
+    return jnp.pad(x, [(0, 0), *((t - t // 2, t // 2) for t in totals), (0, 0)], mode="edge")
+
+
+class SameConv3d(nnx.Module):
+    """Strided convolution whose output has input size / stride; parameters `kernel` [f, h, w, I, O] and `bias` [O]."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: Size, strides: Size = (1, 1, 1), *, dtype: jnp.dtype,
+                 gain: float = 1.0, rngs: nnx.Rngs):
+        initializer = nnx.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal")
+        self.kernel = nnx.Param(initializer(rngs.params(), (*kernel_size, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros((outputs,)))
+        self.kernel_size, self.strides, self.dtype = kernel_size, strides, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, F, H, W, I] -> [B, F/s, H/s, W/s, O]; every size must be a multiple of its stride."""
+        x = pad_same(x.astype(self.dtype), self.kernel_size, self.strides)
+        y = convolve(x, self.kernel[...].astype(self.dtype), self.strides)
+        return y + jnp.expand_dims(self.bias[...].astype(self.dtype), (0, 1, 2, 3))
+
+
+class SameConvTranspose3d(nnx.Module):
+    """Transposed convolution whose output has input size * stride; parameters `kernel` [f, h, w, I, O] and `bias` [O]."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: Size, strides: Size, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        # An output meets only 1 / prod(strides) of the kernel, hence the larger variance.
+        initializer = nnx.initializers.variance_scaling(math.prod(strides), "fan_in", "truncated_normal")
+        self.kernel = nnx.Param(initializer(rngs.params(), (*kernel_size, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros((outputs,)))
+        self.kernel_size, self.strides, self.dtype = kernel_size, strides, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, F, H, W, I] -> [B, F*s, H*s, W*s, O]."""
+        x = pad_same(x.astype(self.dtype), self.kernel_size, self.strides)
+        y = convolve_transposed(x, self.kernel[...].astype(self.dtype), self.strides)
+        return y + jnp.expand_dims(self.bias[...].astype(self.dtype), (0, 1, 2, 3))

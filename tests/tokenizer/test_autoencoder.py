@@ -1,0 +1,114 @@
+"""Shapes over compressions and patches, precision, gradients and the loss of the tokenizer."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import base
+from mebt_jax import config as config_module
+from mebt_jax.tokenizer import autoencoder, losses, quantizers
+
+CONFIG = dataclasses.replace(config_module.from_config_dict(base.get_config()).tokenizer,
+                             compression=(2, 4, 4), patch=(1, 2, 2), hidden=6, codes=16, code_width=4)
+
+
+def build(config):
+    return autoencoder.Tokenizer(config, rngs=nnx.Rngs(0)), quantizers.init_codebook(config, jax.random.key(1))
+
+
+def example_video(batch=2, frames=4, side=8):
+    return jax.random.uniform(jax.random.key(2), (batch, frames, side, side, 3), minval=-0.5, maxval=0.5)
+
+
+@pytest.mark.parametrize("compression, patch, grid", [
+    ((4, 8, 8), (1, 1, 1), (2, 2, 4)),
+    ((2, 4, 4), (1, 1, 1), (4, 4, 8)),
+    ((1, 4, 2), (1, 2, 1), (8, 4, 16)),
+    ((4, 4, 4), (4, 4, 4), (2, 4, 8)),
+    ((3, 4, 4), (3, 2, 1), (4, 4, 8)),
+])
+def test_shapes_follow_compression_and_patch(compression, patch, grid):
+    config = dataclasses.replace(CONFIG, compression=compression, patch=patch)
+    size = tuple(g * c for g, c in zip(grid, compression))
+
+    def shapes():
+        tokenizer, codebook = build(config)
+        codes = autoencoder.encode_to_codes(tokenizer, codebook, jnp.zeros((2, *size, 3)))
+        return tokenizer.encode(jnp.zeros((2, *size, 3))), codes, autoencoder.decode_codes(tokenizer, codebook, codes)
+
+    features, codes, video = jax.eval_shape(shapes)
+    assert features.shape == (2, *grid, 4) and features.dtype == jnp.float32
+    assert codes.shape == (2, *grid) and codes.dtype == jnp.int32
+    assert video.shape == (2, *size, 3) and video.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("compression, patch, strides", [
+    ((4, 8, 8), (1, 1, 1), ((2, 2, 2), (2, 2, 2), (1, 2, 2))),
+    ((4, 8, 8), (2, 4, 4), ((2, 2, 2),)),
+    ((4, 4, 4), (4, 2, 1), ((1, 2, 2), (1, 1, 2))),
+    ((4, 4, 4), (4, 4, 4), ((1, 1, 1),)),
+])
+def test_strides_are_what_the_patch_leaves(compression, patch, strides):
+    assert autoencoder.level_strides(compression, patch) == strides
+
+
+def test_folding_patches_keeps_pixels_together_and_can_be_undone():
+    video = example_video()
+    folded = autoencoder.fold_patches(video, (2, 4, 4))
+    assert folded.shape == (2, 2, 2, 2, 96)
+    np.testing.assert_array_equal(folded[1, 0, 1, 0].reshape(2, 4, 4, 3), video[1, :2, 4:, :4])
+    np.testing.assert_array_equal(autoencoder.unfold_patches(folded, (2, 4, 4)), video)
+
+
+def test_codes_decode_to_the_reconstruction():
+    tokenizer, codebook = build(CONFIG)
+    video = example_video()
+    _, output = losses.tokenizer_loss(tokenizer, codebook, video, CONFIG)
+    codes = autoencoder.encode_to_codes(tokenizer, codebook, video)
+    np.testing.assert_array_equal(codes, output.codes)
+    np.testing.assert_allclose(autoencoder.decode_codes(tokenizer, codebook, codes), output.reconstruction, atol=1e-5)
+
+
+def test_loss_is_the_weighted_sum_of_its_metrics():
+    tokenizer, codebook = build(CONFIG)
+    config = dataclasses.replace(CONFIG, l1_weight=3.0, l2_weight=5.0, commitment_weight=7.0)
+    video = example_video()
+    loss, output = losses.tokenizer_loss(tokenizer, codebook, video, config)
+    error = np.asarray(output.reconstruction - video)
+    quantized = quantizers.quantize(codebook, output.features)
+    expected = 3 * np.abs(error).mean() + 5 * np.square(error).mean() + 7 * quantized.commitment
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(output.metrics["psnr"], 10 * np.log10(1 / np.square(error).mean()), rtol=1e-5)
+    assert set(output.metrics) == {"l1", "l2", "psnr", "commitment", "perplexity", "usage"}
+
+
+def test_untrained_decoder_paints_nearly_grey():
+    tokenizer, codebook = build(CONFIG)
+    _, output = losses.tokenizer_loss(tokenizer, codebook, example_video(), CONFIG)
+    assert float(jnp.abs(output.reconstruction).mean()) < 0.2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_reach_every_parameter(dtype):
+    config = dataclasses.replace(CONFIG, dtype=dtype)
+    tokenizer, codebook = build(config)
+    graphdef, params = nnx.split(tokenizer, nnx.Param)
+    gradients, output = jax.jit(jax.grad(
+        lambda p: losses.tokenizer_loss(nnx.merge(graphdef, p), codebook, example_video(), config), has_aux=True))(params)
+    assert output.reconstruction.dtype == output.features.dtype == jnp.float32
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+        assert gradient.dtype == jnp.float32
+        assert jnp.all(jnp.isfinite(gradient)) and float(jnp.abs(gradient).max()) > 0, jax.tree_util.keystr(path)
+
+
+def test_bfloat16_stays_close_to_float32():
+    tokenizer, _ = build(CONFIG)
+    _, params = nnx.split(tokenizer, nnx.Param)
+    low_graphdef, _ = nnx.split(build(dataclasses.replace(CONFIG, dtype="bfloat16"))[0], nnx.Param)
+    video = example_video()
+    exact, low = tokenizer.encode(video), nnx.merge(low_graphdef, params).encode(video)
+    assert float(jnp.abs(exact - low).max()) < 0.05 * float(jnp.abs(exact).max())
