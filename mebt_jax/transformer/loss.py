@@ -1,0 +1,65 @@
+"""Cross-entropy over the targets without ever holding all their logits (design: never a whole logits array)."""
+
+import einops
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from mebt_jax.transformer.model import MeBT
+
+
+@struct.dataclass
+class LossOutput:
+    """Means over the valid targets of the whole batch, float32 scalars."""
+
+    loss: jax.Array  # what training minimises, label smoothing included
+    nll: jax.Array  # negative log-likelihood in nats per token
+    accuracy: jax.Array  # share of targets whose most probable code is the right one
+
+
+def masked_cross_entropy(
+    model: MeBT,
+    hidden: jax.Array,
+    target_codes: jax.Array,
+    target_valid: jax.Array,
+    *,
+    block: int,
+    label_smoothing: float,
+) -> LossOutput:
+    """Mean cross-entropy of the valid targets; logits exist for at most `block` targets per clip at one time.
+
+    Args:
+        model: gives `logits`.
+        hidden: [B, M, D], output of the model.
+        target_codes: [B, M] int32.
+        target_valid: [B, M] bool; padding counts nowhere, and without any valid target everything is 0.
+        block: targets per clip whose logits are made together, in the forward and again in the backward pass.
+        label_smoothing: share of the target probability spread over all V codes (as torch's cross_entropy does).
+
+    Note: official transformer.py:723-730 divides the sum by all masked tokens (avg_loss = 1). That is this mean, unless a
+    target budget leaves masked tokens out: then the official loss is smaller by the share of masked tokens kept.
+    """
+    num_blocks = max(1, -(-target_codes.shape[1] // block))
+    size = -(-target_codes.shape[1] // num_blocks)  # even blocks: rounding M up to `block` could double the work
+    padding = num_blocks * size - target_codes.shape[1]
+
+    def to_blocks(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+        return einops.rearrange(x, "b (n m) ... -> n b m ...", n=num_blocks)
+
+    @jax.checkpoint
+    def add_block(sums, inputs):
+        hidden, codes, valid = inputs  # [B, m, D], [B, m], [B, m]
+        logits = model.logits(hidden)  # [B, m, V]
+        log_total = jax.nn.logsumexp(logits, axis=-1)
+        # A comparison, not a gather: its gradient is elementwise, a gather's is a scatter into [B, m, V].
+        is_target = codes[..., None] == jnp.arange(logits.shape[-1])[None, None]
+        nll = log_total - jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+        smooth = log_total - jnp.mean(logits, axis=-1)  # cross-entropy against the uniform distribution
+        loss = (1.0 - label_smoothing) * nll + label_smoothing * smooth
+        right = jnp.argmax(logits, axis=-1) == codes
+        return sums + jnp.stack([jnp.sum(jnp.where(valid, term, 0.0)) for term in (loss, nll, right)]), None
+
+    sums, _ = jax.lax.scan(add_block, jnp.zeros(3), tuple(to_blocks(x) for x in (hidden, target_codes, target_valid)))
+    loss, nll, accuracy = sums / jnp.maximum(jnp.sum(target_valid), 1)
+    return LossOutput(loss=loss, nll=nll, accuracy=accuracy)

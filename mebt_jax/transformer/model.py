@@ -1,0 +1,93 @@
+"""MeBT: predicts the codes of target positions from context tokens, through a fixed number of latents (paper section 3.2).
+
+`masking.split` makes the inputs, `loss` and the sampler turn the output into logits block by block.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mebt_jax.config import TransformerConfig
+from mebt_jax.transformer.attention import dropout
+from mebt_jax.transformer.blocks import layer_norm, linear
+from mebt_jax.transformer.stack import Stack, find_units
+
+
+class MeBT(nnx.Module):
+    """Embeddings, the stacks of `config.layers`, a final norm and the head.
+
+    Note: as in official transformer.py:139 there is one table of absolute positions over the flat (t, h, w) index of a whole
+    clip, also for the tokens of a shorter interval.
+    """
+
+    def __init__(self, config: TransformerConfig, *, num_codes: int, num_positions: int, rngs: nnx.Rngs):
+        self.dtype = jnp.dtype(config.dtype)
+        self.num_layers = len(config.layers)
+        self.embedding_dropout = config.embedding_dropout
+
+        def table(*shape: int) -> nnx.Param:
+            return nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, jnp.float32))
+
+        self.token_embedding = table(num_codes, config.width)
+        self.position_embedding = table(num_positions, config.width)
+        self.mask_embedding = table(config.width)
+        self.latents = table(config.latents, config.width)
+        self.stacks = nnx.List([Stack(config, unit, repeats, rngs=rngs) for unit, repeats in find_units(config.layers)])
+        self.final_norm = layer_norm(config.width, self.dtype, rngs)
+        self.head = linear(config.width, num_codes, self.dtype, rngs, bias=False)
+
+    def __call__(
+        self,
+        context_codes: jax.Array,
+        context_positions: jax.Array,
+        context_valid: jax.Array,
+        target_positions: jax.Array,
+        target_valid: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Hidden states of the targets, ready for `logits`.
+
+        Args:
+            context_codes: [B, C] int32 codes of the known tokens; C may be 0.
+            context_positions: [B, C] int32 flat (t, h, w) indices.
+            context_valid: [B, C] bool, False for padding, which changes nothing for valid tokens.
+            target_positions: [B, M] int32 flat (t, h, w) indices of the tokens to predict.
+            target_valid: [B, M] bool.
+            key: random key for dropout; None is deterministic.
+
+        Returns:
+            [B, M, D] in the compute type; padded targets hold finite values without meaning.
+        """
+        tokens = self._embed(context_codes, context_positions, target_positions, key)
+        valid = {"contexts": context_valid, "targets": target_valid}
+        layer_keys = None if key is None else jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(self.num_layers))
+        start = 0
+        for stack in self.stacks:
+            end = start + stack.repeats * len(stack.unit)
+            tokens = stack(tokens, valid, None if key is None else layer_keys[start:end])
+            start = end
+        return self.final_norm(tokens["targets"])
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits [..., V], always float32, of hidden states [..., D]."""
+        kernel = self.head.kernel[...].astype(self.dtype)
+        return jnp.einsum("...d,dv->...v", hidden.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+
+    def _embed(
+        self, context_codes: jax.Array, context_positions: jax.Array, target_positions: jax.Array, key: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """The three streams before the first block: latents [B, L, D], contexts [B, C, D], targets [B, M, D]."""
+        batch = target_positions.shape[0]
+        positions = self.position_embedding[...]  # [N, D]
+        tokens = {
+            "latents": jnp.broadcast_to(self.latents[...], (batch, *self.latents.shape)),
+            "contexts": self.token_embedding[...][context_codes] + positions[context_positions],
+            "targets": self.mask_embedding[...][None, None] + positions[target_positions],
+        }
+        # Layers use fold_in(key, 0 .. layers - 1); the embeddings come after them.
+        keys = (None,) * 3 if key is None else jax.random.split(jax.random.fold_in(key, self.num_layers), 3)
+        return {
+            name: dropout(array.astype(self.dtype), self.embedding_dropout, stream_key)
+            for (name, array), stream_key in zip(tokens.items(), keys)
+        }
