@@ -13,6 +13,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from mebt_jax.errors import UserError
 
 BLOCK_KINDS = ("encode", "latent", "update", "decode", "full", "maskgit")
@@ -168,9 +170,9 @@ class Config:
         return self.data.frames // t, self.data.resolution // h, self.data.resolution // w
 
 
-def from_config_dict(config_dict: Mapping[str, Any]) -> Config:
+def from_config_dict(values: ConfigDict | Mapping[str, Any]) -> Config:
     """Checks names, types and values and returns the frozen Config; raises UserError that names the field."""
-    config = _build(Config, config_dict, path="config")
+    config = _build(Config, values.to_dict() if isinstance(values, ConfigDict) else values, path="config")
     _check_values(config)
     return config
 

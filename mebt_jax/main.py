@@ -1,0 +1,81 @@
+"""Entry point: `python -m mebt_jax.main --config=configs/demo.py [--workdir=DIR] [--stage=all] [--config.FIELD=VALUE ...]`.
+
+Runs the stages in order, skips those that are done, goes on with one that was cut short, and says where everything is.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ lies beside the package and is imported by its own files
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from mebt_jax.config import from_config_dict
+from mebt_jax.errors import UserError
+from mebt_jax.runtime import compilation, mesh, telemetry, workdir as workdir_lib
+from mebt_jax.stages import data, evaluate, sample, tokenizer, transformer
+
+STAGES = {"data": data.run, "tokenizer": tokenizer.run, "transformer": transformer.run, "sample": sample.run,
+          "evaluate": evaluate.run}
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(); see configs/.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where everything of this run goes; default runs/<config.name>.")
+STAGE = flags.DEFINE_enum("stage", "all", ["all", *STAGES], "Stage to run; all runs what is not done yet.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, where no launcher is detected.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Processes of this run, with --coordinator.")
+PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Number of this process, with --coordinator.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise UserError(f"Unknown argument {argv[1]!r}; flags begin with --, such as --config=configs/demo.py.")
+    if CONFIG.value is None:
+        raise UserError("No config given; choose one, for instance --config=configs/demo.py.")
+    config = from_config_dict(CONFIG.value)
+    workdir = Path(WORKDIR.value or Path("runs") / config.name)
+    mesh.join_cluster(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    compilation.enable_cache(config.runtime.compilation_cache)
+    compiled = compilation.CompilationCounter()
+    workdir_lib.claim(config, workdir)
+
+    for stage in STAGES if STAGE.value == "all" else [STAGE.value]:
+        if workdir_lib.is_done(config, workdir, stage):
+            telemetry.say(f"{stage}: done already, see {workdir / stage}")
+            continue
+        workdir_lib.require(config, workdir, stage)
+        telemetry.say(f"{stage}: runs in {workdir / stage}")
+        STAGES[stage](config, workdir)
+    telemetry.say(f"Everything is in {workdir}; {compiled.count} programs were compiled or loaded in {compiled.seconds:.0f} s.")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with its errors and those of ml_collections turned into one sentence each."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(f"{error}".strip().replace("\n", " ")) from error
+    except (AttributeError, KeyError) as error:  # what ml_collections raises for a field that the config does not have
+        name = re.search(r"'(\w+)'", str(error).replace("\\", ""))
+        near = re.search(r'Did you mean "(\w+)"', str(error))
+        path = next((arg for arg in argv if name and f".{name[1]}" in arg), str(error)).lstrip("-").split("=")[0]
+        hint = f"did you mean {path.replace(name[1], near[1])}?" if name and near else "configs/base.py lists every field."
+        raise UserError(f"Unknown config field {path}; {hint}") from error
+    except OSError as error:
+        raise UserError(f"Could not load the config: {str(error).splitlines()[-1].strip()}") from error
+
+
+def run() -> None:
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()

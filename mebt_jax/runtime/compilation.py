@@ -1,0 +1,36 @@
+"""Persistent compilation cache and a count of the programs XLA built, used by `main` and the training loops."""
+
+from pathlib import Path
+
+import jax
+
+DEFAULT_FOLDER = "~/.cache/mebt_jax"
+MIN_COMPILE_SECONDS = 0.5  # cheaper programs are rebuilt faster than they are looked up
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+def enable_cache(folder: str) -> Path | None:
+    """Keeps compiled programs in `folder` ("" is ~/.cache/mebt_jax, "off" keeps none); returns the folder in use."""
+    if folder == "off":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return None
+    path = Path(folder or DEFAULT_FOLDER).expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return path
+
+
+class CompilationCounter:
+    """Counts the programs built or loaded from the cache since it was made, and the seconds that took."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, seconds: float, **_: object) -> None:
+        if event == _COMPILE_EVENT:
+            self.count += 1
+            self.seconds += seconds

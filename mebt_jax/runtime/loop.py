@@ -1,0 +1,99 @@
+"""The training loop of both stages: restore, then step, log, validate and save until done, told to stop, or gone wrong.
+
+A run that was killed at any moment and started again writes the same numbers as one that never was: the checkpoint holds the
+state, the position in the data and the metrics since the last log line, and everything random follows from the step.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from mebt_jax.config import TrainingConfig
+from mebt_jax.runtime import checkpoints, pictures, telemetry
+from mebt_jax.runtime.optimizers import learning_rate_schedule
+from mebt_jax.runtime.train_state import TrainState, abstract
+
+
+class Batches(Protocol):
+    """Endless batches of this process, with a position that can be saved as JSON."""
+
+    def __next__(self) -> Mapping[str, np.ndarray]: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+def train(
+    stage: str,
+    directory: Path,
+    training: TrainingConfig,
+    meta: dict[str, Any],
+    state: TrainState,
+    batches: Batches,
+    *,
+    take_step: Callable[[TrainState, Mapping[str, np.ndarray], int], tuple[TrainState, dict[str, jax.Array]]],
+    validate: Callable[[TrainState, int], dict[str, float]],
+    best_by: str,
+) -> TrainState:
+    """Trains up to `training.steps` and returns the last state.
+
+    Args:
+        stage: name in messages.
+        directory: gets checkpoints/, metrics.jsonl, curves.png.
+        training: step count and cadences.
+        meta: plain JSON saved with each checkpoint.
+        state: step 0; replaced by the latest checkpoint if there is one.
+        batches: of the training data.
+        take_step: (state, batch, finished steps) -> (state, scalars with "loss" and "gradient_norm"); may donate the state.
+        validate: (state, finished steps) -> numbers.
+        best_by: the number of `validate` by which the best checkpoint is chosen; smaller is better.
+
+    Raises:
+        UserError: loss or state not finite, or a checkpoint could not be written or read.
+        SystemExit: 143 after SIGTERM, when everything is saved.
+    """
+    with checkpoints.Checkpointer(directory / "checkpoints", meta, training.keep_every) as checkpointer:
+        # ---- restore ------------------------------------------------------------------------------------------------
+        step, unlogged = checkpointer.latest_step() or 0, []
+        if step:
+            restored = checkpointer.restore(step, abstract(state))
+            state, unlogged = restored.state, restored.progress["unlogged"]
+            batches.set_state(restored.progress["batches"])
+            telemetry.say(f"{stage}: going on from step {step}")
+        metrics = telemetry.StepMetrics(stage, checkpointer, unlogged)
+        rate = learning_rate_schedule(training)
+
+        # ---- loop ---------------------------------------------------------------------------------------------------
+        with (telemetry.MetricsLog(directory, step) as log, checkpoints.StopSignal() as stop,
+              telemetry.progress_bar(stage, training.steps, step) as bar):
+            while step < training.steps:
+                state, step_metrics = take_step(state, next(batches), step)
+                step += 1
+                metrics.add(step, step_metrics)
+                bar.update()
+                last = step >= training.steps
+                leaving = not last and (stop.requested or checkpointer.preempted(step))
+                if last or step % training.log_every == 0:
+                    values = metrics.average() | {"learning_rate": float(rate(step - 1))}
+                    log.write(step, {f"train/{name}": value for name, value in values.items()})
+                    bar.set_postfix(loss=f"{values['loss']:.4g}")
+                validation: dict[str, float] = {}
+                if last or step % training.validate_every == 0:
+                    metrics.collect()
+                    validation = validate(state, step)
+                    log.write(step, {f"validation/{name}": value for name, value in validation.items()})
+                    if jax.process_index() == 0:
+                        pictures.curves(directory / "curves.png", telemetry.read_metrics(log.path), title=stage)
+                if last or leaving or validation or step % training.checkpoint_every == 0:
+                    metrics.collect()
+                    progress = {"batches": batches.get_state(), "unlogged": metrics.unlogged}
+                    checkpointer.save(step, state, progress, metric=validation.get(best_by))
+                if leaving:
+                    checkpointer.wait()
+                    telemetry.say(f"{stage}: told to stop, saved step {step}; the same command goes on from there")
+                    raise SystemExit(checkpoints.EXIT_TERMINATED)
+    return state

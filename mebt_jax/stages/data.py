@@ -1,0 +1,62 @@
+"""Stage 1: makes the data ready to train on, and shows it.
+
+Videos on disk become records (data/builder.py); moving shapes are drawn on the fly and need nothing. Either way the stage leaves
+`<workdir>/data/manifest.json` and `preview.png`, and fails here, not in training, when the data cannot be used.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from mebt_jax.config import Config
+from mebt_jax.data import pipeline, sources
+from mebt_jax.runtime import pictures, telemetry, workdir as workdir_lib
+
+STAGE = "data"
+PREVIEW_CLIPS = 8
+
+
+def run(config: Config, workdir: Path) -> None:
+    """Prepares the data, writes the manifest and a preview of training clips, and says what there is.
+
+    The first process does it all; the others wait, and find the records where it left them.
+
+    Raises:
+        UserError: the videos are missing, or none of them can be used.
+    """
+    if jax.process_index() == 0:
+        prepare_and_show(config, workdir)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the data stage is done")
+
+
+def prepare_and_show(config: Config, workdir: Path) -> None:
+    sources.prepare(config, workdir)
+    opened = sources.open_sources(config, workdir)
+
+    batch = next(pipeline.train_batches(opened, config, PREVIEW_CLIPS * jax.process_count()))
+    rows = [(f"train clip {i}", video) for i, video in enumerate(batch["video"])]
+    pictures.contact_sheet(workdir / STAGE / "preview.png", rows)
+
+    manifest_path = workdir / STAGE / "manifest.json"
+    if config.data.source == "moving_shapes":
+        manifest = {"settings": dataclasses.asdict(config.data)}
+        telemetry.say(f"{STAGE}: {len(opened.train)} clips of moving shapes to train on, {len(opened.validation)} held out")
+    else:
+        folder = sources.records_folder(config, workdir)
+        manifest = {"records_folder": str(folder), **sources.read_manifest(folder)}
+        telemetry.say(f"{STAGE}: {summary(manifest)}; all listed in {manifest_path}")
+    workdir_lib.write_json(manifest_path, manifest)
+    workdir_lib.mark_done(config, workdir, STAGE, content=opened.content_hash)
+
+
+def summary(manifest: dict) -> str:
+    """One line about the records: videos, frames, hours, split, what was skipped and the first reason."""
+    videos, frames, records, hours = (sum(manifest[name].values()) for name in ("videos", "frames", "records", "hours"))
+    line = f"{videos} videos, {frames} frames, {hours:.2f} hours in {records} records; split {manifest['split']}"
+    skipped = manifest["skipped"]
+    if not skipped:
+        return f"{line}; none skipped"
+    return f"{line}; {len(skipped)} skipped (first: {skipped[0]['video']}, {skipped[0]['reason']})"

@@ -1,0 +1,66 @@
+"""The smallest config that runs every stage: for tests in this process, and as `--config=tests/tiny_config.py` for others."""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def tiny_config(**overrides) -> ConfigDict:
+    """8 frames of 16x16, 2x4x4 tokens; overrides are dotted names with the dots as double underscores: masking__splits=1."""
+    config = base.get_config()
+    config.name = "tiny"
+    config.data.resolution = 16
+    config.data.frames = 8
+    config.data.train_clips = 64
+    config.data.validation_clips = 16
+
+    config.tokenizer.compression = (4, 4, 4)
+    config.tokenizer.patch = (4, 4, 4)
+    config.tokenizer.hidden = 8
+    config.tokenizer.codes = 16
+    config.tokenizer.code_width = 8
+
+    config.transformer.layers = ("encode", "decode")
+    config.transformer.width = 16
+    config.transformer.heads = 2
+    config.transformer.latents = 4
+    config.transformer.dtype = "float32"
+    config.transformer.remat = "none"
+    config.transformer.residual_dropout = 0.1
+    config.transformer.loss_block = 16
+    # One set of array sizes, so one program to compile.
+    config.masking.interval_schedule = "longest"
+    config.masking.splits = 1
+
+    for training in (config.tokenizer.training, config.transformer.training):
+        training.steps = 6
+        training.batch_size = 8
+        training.learning_rate = 1e-3
+        training.log_every = 2
+        training.validate_every = 4
+        training.validation_batches = 1
+        training.checkpoint_every = 3
+
+    config.sample.clips = 8
+    config.sample.batch_size = 8
+    config.sample.draft_steps = 1
+    config.sample.top_k = 0
+    config.sample.bootstrap_steps = 0
+    config.sample.revise_rounds = 1
+    config.sample.revise_partitions = 2
+    config.evaluate.clips = 8
+    config.evaluate.batch_size = 8
+
+    config.runtime.fsdp_min_elements = 512  # so that tiny arrays are split too
+    config.lock()
+    for name, value in overrides.items():
+        *groups, field = name.split("__")
+        group = config
+        for part in groups:
+            group = group[part]
+        group[field] = value
+    return config
+
+
+def get_config() -> ConfigDict:
+    return tiny_config()
