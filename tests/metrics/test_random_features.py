@@ -1,0 +1,36 @@
+"""Random features are fixed, equal the direct 3D convolution, and tell different motion apart."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mebt_jax.metrics.frechet import frechet_distance
+from mebt_jax.metrics.random_features import _strided_convolution, random_features
+
+
+def squares(count: int, speed: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    video = np.zeros((count, 8, 16, 16, 3), np.uint8)
+    for clip in video:
+        x, y, colour = rng.integers(0, 12), rng.integers(0, 12), rng.integers(80, 255, 3)
+        for f in range(8):
+            clip[f, y:y + 4, (x + f * speed) % 12:(x + f * speed) % 12 + 4] = colour
+    return video
+
+
+def test_sum_over_taps_is_the_3d_convolution():
+    for frames in (5, 8):
+        x = jax.random.normal(jax.random.key(0), (2, frames, 6, 6, 3))
+        kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 3, 4))
+        direct = jax.lax.conv_general_dilated(x, kernel, (2, 2, 2), [(1, 1 + frames % 2), (0, 1), (0, 1)],
+                                              dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+        np.testing.assert_allclose(_strided_convolution(x, kernel), direct[:, :-(-frames // 2)], atol=1e-4)
+
+
+def test_other_motion_is_farther_than_other_clips():
+    features = jax.jit(random_features)
+    slow, slow_again, fast = (np.asarray(features(jnp.asarray(squares(32, speed, seed)))) for speed, seed in
+                              ((0, 0), (0, 1), (3, 2)))
+    assert slow.shape == (32, 224) and slow.dtype == np.float32
+    np.testing.assert_array_equal(slow, features(jnp.asarray(squares(32, 0, 0))))
+    assert frechet_distance(slow, fast) > 1.5 * frechet_distance(slow, slow_again)

@@ -1,0 +1,73 @@
+"""Plans commit every token once, follow the official mask counts, and the presets have the official pass counts."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mebt_jax.config import SampleConfig
+from mebt_jax.errors import UserError
+from mebt_jax.sampling.plan import BOOTSTRAP, DRAFT, REVISE, build_plan
+from mebt_jax.sampling.presets import PRESETS
+
+VECTORS = np.load(Path(__file__).parent / "vectors" / "schedules.npz")
+SETTINGS = SampleConfig(clips=4, batch_size=2, seed=0, mask_schedule="cosine", draft_steps=8, choice_temperature=4.0,
+                        temperature=1.0, top_k=0, top_p=1.0, bootstrap_steps=0, revise_rounds=0, revise_partitions=1,
+                        revise_temperature=0.5, frames_per_second=10.0)
+
+
+@pytest.mark.parametrize("name", [name for name in VECTORS if name.startswith("masked/")])
+def test_draft_follows_the_official_mask_counts(name):
+    _, schedule, num_tokens, steps = name.split("/")
+    plan = build_plan(dataclasses.replace(SETTINGS, mask_schedule=schedule, draft_steps=int(steps)), int(num_tokens))
+    masked = [one.targets - one.committed for one in plan.passes]
+    official = [count for count in dict.fromkeys(VECTORS[name].tolist()) if count < int(num_tokens)]
+    assert masked == official
+
+
+@pytest.mark.parametrize("num_tokens, num_known, bootstrap", [(64, 0, 0), (64, 10, 5), (50, 49, 64), (7, 0, 64)])
+def test_every_unknown_token_is_committed_once(num_tokens, num_known, bootstrap):
+    plan = build_plan(dataclasses.replace(SETTINGS, bootstrap_steps=bootstrap), num_tokens, num_known)
+    known = num_known
+    for one in plan.passes:
+        assert (one.contexts, one.targets) == (known, num_tokens - known) and one.committed >= 1
+        known += one.committed
+    assert known == num_tokens
+    assert sum(one.kind == BOOTSTRAP for one in plan.passes) == min(bootstrap, num_tokens - num_known)
+
+
+def test_choice_temperature_falls_to_zero():
+    passes = build_plan(SETTINGS, 512).passes
+    np.testing.assert_allclose([one.choice_temperature for one in passes], [4.0 * (1 - s / 8) for s in range(1, 9)])
+
+
+def test_revise_parts_cover_the_unknown_tokens_once_per_round():
+    plan = build_plan(dataclasses.replace(SETTINGS, revise_rounds=2, revise_partitions=4), 64, num_known=10)
+    revise = [one for one in plan.passes if one.kind == REVISE]
+    assert [(one.revise_round, one.part) for one in revise] == [(r, p) for r in range(2) for p in range(4)]
+    assert [one.targets for one in revise[:4]] == [14, 14, 13, 13]
+    assert all(one.contexts + one.targets == 64 and one.committed == one.targets for one in revise)
+
+
+@pytest.mark.parametrize("name, grid, passes, executed", [
+    ("sky16", (4, 16, 16), 36, 36), ("taichi16", (4, 16, 16), 80, 79), ("ucf16", (4, 16, 16), 144, 140),
+    ("sky128", (32, 16, 16), 100, 98), ("taichi128", (32, 16, 16), 104, 102), ("ucf128", (32, 16, 16), 160, 158)])
+def test_presets_have_the_official_pass_counts(name, grid, passes, executed):
+    preset = PRESETS[name]
+    assert preset.passes == passes
+    plan = build_plan(dataclasses.replace(SETTINGS, **dataclasses.asdict(preset)), int(np.prod(grid)))
+    # Where the cosine is flat, a draft step may ask for no fewer masked tokens than there are, and is skipped.
+    assert plan.num_passes == executed
+    assert sum(one.kind == DRAFT for one in plan.passes) == preset.draft_steps - (passes - executed)
+
+
+def test_plan_is_static_data():
+    assert hash(build_plan(SETTINGS, 64)) == hash(build_plan(SETTINGS, 64))
+
+
+@pytest.mark.parametrize("changes, num_known, message", [
+    ({"revise_rounds": 1, "revise_partitions": 100}, 0, "revise_partitions"), ({}, 64, "nothing to sample")])
+def test_impossible_plans_are_refused(changes, num_known, message):
+    with pytest.raises(UserError, match=message):
+        build_plan(dataclasses.replace(SETTINGS, **changes), 64, num_known)
