@@ -2,7 +2,9 @@
 
     python -m benchmarks.data
 
-Rates are per second of processor time over all threads, that is per core, so other programs on the machine disturb them little.
+Rates are per second of processor time over all threads, that is per core, so other programs on the machine disturb them
+little. "Decoding the videos" seeks to the key frame before the window (x264's default is one in 250 frames) and decodes from
+there to the end of the window.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import numpy as np
 
 from configs import base
 from mebt_jax.config import Config, from_config_dict
-from mebt_jax.data import clips, pipeline, sources
+from mebt_jax.data import pipeline, sources
 from mebt_jax.data.moving_shapes import MovingShapes
 from mebt_jax.runtime import pictures
 
@@ -51,7 +53,8 @@ def main() -> None:
     config.tokenizer.compression = config.tokenizer.patch = (4, 4, 4)
     demo = from_config_dict(config)
     batches = pipeline.train_batches(sources.open_sources(demo, Path()), demo, BATCH)
-    print(f"moving shapes, 16 frames of 32x32: {rate(lambda: next(batches), BATCH, 10 * options.clips):.0f} clips/s per core")
+    drawn = rate(lambda: next(batches), BATCH, 10 * options.clips)
+    print(f"moving shapes, 16 frames of 32x32: {drawn:.0f} clips/s per core")
 
 
 def measure_folder(config: Config, workdir: Path, num_clips: int) -> None:
@@ -64,8 +67,8 @@ def measure_folder(config: Config, workdir: Path, num_clips: int) -> None:
     direct = direct_clips(sorted(Path(data.path).iterdir()), data.frames, data.resolution)
     ours = rate(lambda: next(batches), BATCH, num_clips)
     theirs = rate(lambda: next(direct), 1, num_clips)
-    print(f"{data.frames} frames of {data.resolution}x{data.resolution}: pipeline {ours:.1f} clips/s per core, decoding the videos "
-          f"{theirs:.1f}, ratio {ours / theirs:.1f}; prepared once in {prepared:.1f} s of one core")
+    print(f"{data.frames} frames of {data.resolution}x{data.resolution}: pipeline {ours:.1f} clips/s per core, decoding the "
+          f"videos {theirs:.1f}, ratio {ours / theirs:.1f}; prepared once in {prepared:.1f} s of one core")
 
 
 def rate(step: Callable[[], object], clips_per_step: int, num_clips: int) -> float:
@@ -89,8 +92,8 @@ def direct_clips(paths: list[Path], frames: int, resolution: int) -> Iterator[np
             first = int(rng.integers(stream.frames - frames + 1) * ticks)
             container.seek(first, stream=stream)
             window = itertools.islice((frame for frame in container.decode(stream) if frame.pts >= first), frames)
-            yield np.stack([clips.square(frame.to_ndarray(format="rgb24", width=resolution, height=resolution, interpolation="AREA"),
-                                         resolution) for frame in window])
+            yield np.stack([frame.to_ndarray(format="rgb24", width=resolution, height=resolution, interpolation="AREA")
+                            for frame in window])
 
 
 if __name__ == "__main__":

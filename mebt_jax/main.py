@@ -31,8 +31,6 @@ PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Number of this process, with
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"Unknown argument {argv[1]!r}; flags begin with --, such as --config=configs/demo.py.")
-    if CONFIG.value is None:
-        raise UserError("No config given; choose one, for instance --config=configs/demo.py.")
     config = from_config_dict(CONFIG.value)
     workdir = Path(WORKDIR.value or Path("runs") / config.name)
     mesh.join_cluster(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
@@ -53,7 +51,7 @@ def main(argv: list[str]) -> None:
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with its errors and those of ml_collections turned into one sentence each."""
     try:
-        return flags.FLAGS(argv)
+        positional = flags.FLAGS(argv)
     except flags.Error as error:
         raise UserError(f"{error}".strip().replace("\n", " ")) from error
     except (AttributeError, KeyError) as error:  # what ml_collections raises for a field that the config does not have
@@ -62,8 +60,13 @@ def parse_flags(argv: list[str]) -> list[str]:
         path = next((arg for arg in argv if name and f".{name[1]}" in arg), str(error)).lstrip("-").split("=")[0]
         hint = f"did you mean {path.replace(name[1], near[1])}?" if name and near else "configs/base.py lists every field."
         raise UserError(f"Unknown config field {path}; {hint}") from error
-    except OSError as error:
+    if CONFIG.value is None:
+        raise UserError("No config given; choose one, for instance --config=configs/demo.py.")
+    try:
+        getattr(CONFIG.value, "name", None)
+    except OSError as error:  # that the file could not be loaded shows at the first access
         raise UserError(f"Could not load the config: {str(error).splitlines()[-1].strip()}") from error
+    return positional
 
 
 def run() -> None:

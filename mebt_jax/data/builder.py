@@ -1,7 +1,7 @@
 """From videos to records: checks them, splits them, and writes ArrayRecord files through tensorflow-datasets.
 
-Runs once per data set, in the data stage; data/sources.py opens what it leaves. A record is a run of consecutive frames of one
-video as JPEG files, so that the pipeline decodes no more than the window that it uses.
+Runs once per data set, in the data stage; data/sources.py opens what it leaves. A record is a run of consecutive frames of
+one video as JPEG files, so that the pipeline decodes no more than the window that it uses.
 """
 
 import contextlib
@@ -137,10 +137,14 @@ def check_videos(videos: Sequence[Video], span: int) -> tuple[list[CheckedVideo]
 def split_videos(videos: Sequence[CheckedVideo], fraction: float, seed: int) -> tuple[dict[str, list[CheckedVideo]], str]:
     """({"train": [...], "validation": [...]}, how it was split); a video is never in both.
 
-    The data set's own split is kept if it has videos on both sides; else about `fraction` of the videos, at least one, are held
-    out in an order that follows from the seed and their names. A single video can only train.
+    The data set's own split is kept if it has videos on both sides (those it does not place go to training); else about
+    `fraction` of the videos, at least one, are held out in an order that follows from the seed and their names. A single
+    video can only train.
     """
-    splits = {name: [v for v in videos if v.video.split == name] for name in ("train", "validation")}
+    splits = {
+        "train": [v for v in videos if v.video.split != "validation"],
+        "validation": [v for v in videos if v.video.split == "validation"],
+    }
     if all(splits.values()):
         return splits, "as the data set gives it"
     if len(videos) == 1:
@@ -172,9 +176,9 @@ def write_records(folder: Path, videos: Sequence[Video], settings: RecordSetting
     """
     usable, skipped = check_videos(videos, settings.span)
     if not usable:
-        reasons = "; ".join(f"{entry['video']}: {entry['reason']}" for entry in skipped[:3])
-        raise UserError(f"None of the {len(videos)} videos in {settings.path} can be used ({reasons}{'; ...' * (len(skipped) > 3)}); "
-                        f"give others, or ask for shorter clips with --config.data.frames and --config.data.frame_stride.")
+        reasons = "; ".join(f"{entry['video']}: {entry['reason']}" for entry in skipped[:3]) + "; ..." * (len(skipped) > 3)
+        raise UserError(f"None of the {len(videos)} videos in {settings.path} can be used ({reasons}); give others, or ask "
+                        f"for shorter clips with --config.data.frames and --config.data.frame_stride.")
     splits, how = split_videos(usable, settings.validation_fraction, settings.seed)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -186,8 +190,8 @@ def write_records(folder: Path, videos: Sequence[Video], settings: RecordSetting
             builder.download_and_prepare()
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise UserError(f"No space left in {folder.parent} while writing the records; free some, or name another place with "
-                            f"--config.data.prepared_dir.") from error
+            raise UserError(f"No space left in {folder.parent} while writing the records; free some, or name another place "
+                            f"with --config.data.prepared_dir.") from error
         raise
     manifest = {
         "settings": dataclasses.asdict(settings),

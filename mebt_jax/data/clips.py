@@ -1,6 +1,7 @@
 """Arithmetic of clips: value range, temporal windows, square frames, JPEG. First file of the data room; no state.
 
-Between the data pipeline and the tokenizer a video is uint8 [B, F, H, W, 3]; inside the tokenizer it is float32 in [-0.5, 0.5].
+Between the data pipeline and the tokenizer a video is uint8 [B, F, H, W, 3]; inside the tokenizer it is float32 in
+[-0.5, 0.5].
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 
 
 def to_float(video: Any) -> Any:
-    """uint8 video of any shape, numpy or jax -> float32 in [-0.5, 0.5] (the range of the official mebt/data.py:106)."""
+    """uint8 video of any shape, numpy or jax -> float32 in [-0.5, 0.5] (the range of mebt/data.py:95)."""
     return video.astype("float32") / 255.0 - 0.5
 
 

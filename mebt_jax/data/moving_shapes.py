@@ -28,7 +28,7 @@ CLIMB_SPEED = (0.0, 0.05)
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One shape of a clip, in pixels; x to the right, y down, pixel (row, column) covers [column, column+1] x [row, row+1]."""
+    """One shape of a clip, in pixels: x right, y down, pixel (row, column) has its centre at (column + 0.5, row + 0.5)."""
 
     kind: str
     colour: str

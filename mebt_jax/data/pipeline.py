@@ -1,7 +1,7 @@
 """From sources of records to batches of clips, with grain. Last file of the data room; the training loops call it.
 
-The order of the clips and the place of each window are pure functions of (config.data.seed, global clip number), whatever the
-number of hosts, threads or workers. So the whole state of an iterator is the number of the next clip.
+The order of the clips and the place of each window are pure functions of (config.data.seed, global clip number), whatever
+the number of hosts, threads or workers. So the whole state of an iterator is the number of the next clip.
 """
 
 import dataclasses
@@ -55,8 +55,8 @@ class BatchIterator:
         """
         self._next_batch, rest = divmod(state["next_clip"], self._batch_size)
         if rest:
-            raise UserError(f"This run has used {state['next_clip']} training clips, which the batch size {self._batch_size} does not "
-                            f"divide; go on with the batch size it had.")
+            raise UserError(f"This run has used {state['next_clip']} training clips, which the batch size "
+                            f"{self._batch_size} does not divide; go on with the batch size it had.")
         self._iterator = _read(self._batches.slice(slice(self._next_batch, sys.maxsize)), self._workers)
 
 
@@ -68,7 +68,8 @@ class RandomWindow(grain.transforms.RandomMap):
     stride: int
 
     def random_map(self, record: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return {"video": cut(record, int(rng.integers(_windows(record, self.frames, self.stride))), self.frames, self.stride)}
+        start = int(rng.integers(_windows(record, self.frames, self.stride)))
+        return {"video": cut(record, start, self.frames, self.stride)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,8 @@ class CentreWindow(grain.transforms.Map):
     stride: int
 
     def map(self, record: dict) -> dict[str, np.ndarray]:
-        return {"video": cut(record, _windows(record, self.frames, self.stride) // 2, self.frames, self.stride)}
+        start = _windows(record, self.frames, self.stride) // 2
+        return {"video": cut(record, start, self.frames, self.stride)}
 
 
 def cut(record: dict, start: int, frames: int, stride: int) -> np.ndarray:
@@ -91,8 +93,8 @@ def cut(record: dict, start: int, frames: int, stride: int) -> np.ndarray:
 def train_batches(sources: Sources, config: Config, batch_size: int) -> BatchIterator:
     """Endless shuffled batches; `batch_size` counts the clips of all hosts together.
 
-    Each epoch visits every record once, at a new random window; epochs follow one another without a gap, so a data set smaller
-    than a batch works too.
+    Each epoch visits every record once, at a new random window; epochs follow one another without a gap, so a data set
+    smaller than a batch works too.
 
     Raises:
         UserError: the hosts cannot share the batch evenly.
@@ -103,7 +105,9 @@ def train_batches(sources: Sources, config: Config, batch_size: int) -> BatchIte
     return BatchIterator(_share(dataset, batch_size), batch_size, data.workers)
 
 
-def validation_batches(sources: Sources, config: Config, batch_size: int, num_batches: int) -> Iterator[dict[str, np.ndarray]]:
+def validation_batches(
+    sources: Sources, config: Config, batch_size: int, num_batches: int
+) -> Iterator[dict[str, np.ndarray]]:
     """At most `num_batches` batches of held-out clips, the same at every call: the middle window of each record.
 
     The clips that do not fill a last batch are left out; where there is less than one batch, it is filled by repeating them.
@@ -124,7 +128,7 @@ def _windows(record: dict, frames: int, stride: int) -> int:
 
 
 def _share(dataset: grain.MapDataset, batch_size: int) -> grain.MapDataset:
-    """Element k of the result is this host's share of global batch k. Slicing before random access costs the others nothing."""
+    """Element k of the result is this host's share of global batch k; the shares of the other hosts are never made."""
     hosts = jax.process_count()
     if batch_size % hosts:
         raise UserError(f"The batch of {batch_size} clips does not divide among {hosts} hosts; use a multiple of {hosts}.")

@@ -29,11 +29,12 @@ SPLIT_FOLDERS = {
 DOWNLOADS = {
     "ucf101": "UCF-101 is not here: download UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip from "
     "https://www.crcv.ucf.edu/data/UCF101.php, unpack both into one folder DIR, and pass --config.data.path=DIR",
-    "sky_timelapse": "Sky Time-lapse is not here: download sky_timelapse.zip by the link in "
+    "sky_timelapse": "Sky Time-lapse is not here: download it by the link in "
     "https://github.com/weixiong-ur/mdgan, unpack it into a folder DIR (which then holds sky_train and sky_test, or put "
     "train.txt and test.txt with one frame path per line there), and pass --config.data.path=DIR",
     "taichi_hd": "Taichi-HD is not here: fetch its videos as "
-    "https://github.com/AliaksandrSiarohin/first-order-model/blob/master/data/taichi-loading/README.md says, into a folder DIR (with train and test below it, or train.txt and test.txt with one frame path per line), and pass "
+    "https://github.com/AliaksandrSiarohin/first-order-model/blob/master/data/taichi-loading/README.md says, "
+    "into a folder DIR (with train and test below it, or train.txt and test.txt with one frame path per line), and pass "
     "--config.data.path=DIR",
 }
 
@@ -122,12 +123,18 @@ def list_videos(data: DataConfig) -> list[Video]:
 
 
 def _folder(path: Path) -> list[Video]:
-    """Official frame lists if they are there, else all videos; subfolders train and test, if both are there, split them."""
+    """Official frame lists if they are there, else all videos.
+
+    Subfolders train and test split them, directly in the folder or one below it, where an archive may put them.
+    """
     lists = [(path / "train.txt", "train"), (path / "test.txt", "validation")]
     if (path / "train.txt").exists() and _is_frame_list(path / "train.txt"):
         return [video for file, split in lists if file.exists() for video in video_files.read_frame_list(file, split)]
     videos = video_files.find_videos(path)
-    return [dataclasses.replace(video, split=SPLIT_FOLDERS.get(video.name.split("/")[0].lower(), "")) for video in videos]
+    for i, video in enumerate(videos):
+        splits = [SPLIT_FOLDERS[part] for part in video.name.lower().split("/")[:2] if part in SPLIT_FOLDERS]
+        videos[i] = dataclasses.replace(video, split=splits[0] if splits else "")
+    return videos
 
 
 def _is_frame_list(path: Path) -> bool:
@@ -141,7 +148,8 @@ def _ucf101(path: Path) -> list[Video]:
 
     Clips of one group are cut from the same recording, so a split across groups would leak.
     """
-    train, held_out = (set().union(*(_listed_names(file) for file in path.rglob(f"{part}list01.txt"))) for part in ("train", "test"))
+    train = {name for file in path.rglob("trainlist01.txt") for name in _listed_names(file)}
+    held_out = {name for file in path.rglob("testlist01.txt") for name in _listed_names(file)}
     videos = []
     for video in video_files.find_videos(path):
         stem = video.files[0].stem

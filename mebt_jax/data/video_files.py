@@ -63,8 +63,8 @@ def read_frame_list(path: Path, split: str) -> list[Video]:
 
     Relative paths start at the folder of the list. A gap in the numbers starts another video.
 
-    Note: mebt/data.py:357-380 (FrameListDataset) sorts the lines as text, so numbers without leading zeros fall apart into many
-    videos there; here they are sorted as numbers.
+    Note: mebt/data.py:433 (FrameListDataset) sorts the lines as text, so that numbers without leading zeros fall apart into
+    many videos; here they are sorted as numbers.
 
     Raises:
         UserError: a line is no such path.
@@ -107,7 +107,8 @@ def read_frames(video: Video, resolution: int) -> Iterator[np.ndarray]:
         width, height = frame.width * pixel_aspect, frame.height
         # Shrinking inside the colour conversion is several times faster than converting all pixels first.
         scale = min(1.0, resolution / min(width, height))
-        image = frame.to_ndarray(format="rgb24", width=round(width * scale), height=round(height * scale), interpolation="AREA")
+        width, height = round(width * scale), round(height * scale)
+        image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
         matrix = frame.side_data.get("DISPLAYMATRIX")
         yield clips.square(image if matrix is None else upright(image, bytes(matrix)), resolution)
 

@@ -1,5 +1,7 @@
-"""Weights of the official PyTorch transformer as parameters of `MeBT`; besides its sister files the only place that knows
-PyTorch's names."""
+"""Weights of the official PyTorch transformer as parameters of `MeBT`.
+
+Only this folder knows PyTorch's names.
+"""
 
 from collections.abc import Iterator, Mapping
 
@@ -47,8 +49,8 @@ def transformer_from_official(state_dict: Mapping[str, np.ndarray], config: Tran
     missing = sorted({name for parts in names.values() for name in parts} - arrays.keys())
     unknown = sorted(arrays.keys() - {name for parts in names.values() for name in parts})
     if missing or unknown:
-        raise UserError(f"The official state dict does not fit the {len(config.layers)} layers of config.transformer: missing "
-                        f"{', '.join(missing) or 'nothing'}; unknown {', '.join(unknown) or 'nothing'}; set "
+        raise UserError(f"The official state dict does not fit the {len(config.layers)} layers of config.transformer: "
+                        f"missing {', '.join(missing) or 'nothing'}; unknown {', '.join(unknown) or 'nothing'}; set "
                         f"config.transformer.layers to the layers of that checkpoint.")
 
     model = nnx.eval_shape(lambda: MeBT(config, num_codes=arrays["tok_emb.weight"].shape[0],
@@ -60,8 +62,8 @@ def transformer_from_official(state_dict: Mapping[str, np.ndarray], config: Tran
                  for path, shape in shapes.items() for name in names[path]
                  if tuple(arrays[name].shape) != _official_shape(path, shape)]
     if misshapen:
-        raise UserError(f"The official state dict has other sizes than config.transformer: {'; '.join(misshapen)}; set its width "
-                        f"and latents to those of that checkpoint.")
+        raise UserError(f"The official state dict has other sizes than config.transformer: {'; '.join(misshapen)}; set its "
+                        f"width and latents to those of that checkpoint.")
 
     def convert(path: tuple, name: str) -> np.ndarray:
         array = np.asarray(arrays[name], np.float32)

@@ -1,10 +1,10 @@
 """Fixed array sizes for token sets whose sizes change every step.
 
-The number of context and target tokens depends on the step's interval and mask ratio, but XLA compiles one program per set of
-array sizes. So sizes are rounded up to a short ladder: interval lengths to a bucket (1, 2, 3, 4, 6, 8, 12, 16, ... and T),
-and within a bucket of n tokens the context to one of `splits` steps of n / splits, with as many targets as that can leave.
-Context and targets together take (1 + 1 / splits) n slots, so a step costs in proportion to its interval, and there are at
-most buckets * splits programs (buckets * splits^2 where every clip of the batch has its own ratio).
+The number of context and target tokens depends on the step's interval and mask ratio, but XLA compiles one program per set
+of array sizes. So sizes are rounded up to a short ladder: interval lengths to a bucket (1, 2, 3, 4, 6, 8, 12, 16, ... and
+T), and within a bucket of n tokens the context to one of `splits` steps of n / splits, with as many targets as that can
+leave. Context and targets together take (1 + 1 / splits) n slots, so a step costs in proportion to its interval, and there
+are at most buckets * splits programs (buckets * splits^2 where every clip of the batch has its own ratio).
 """
 
 import dataclasses

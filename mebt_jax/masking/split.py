@@ -53,9 +53,10 @@ def draw_masking(config: MaskingConfig, grid: tuple[int, int, int], batch_size: 
         step: training step, which also drives the interval curriculum.
     """
     rng = np.random.default_rng((seed, step))
-    probabilities = interval_probabilities(config.interval_schedule, grid[0], step, config.interval_alpha, config.interval_beta)
-    interval = draw_interval(rng, probabilities)
-    tokens = interval * grid[1] * grid[2]
+    frames, height, width = grid
+    interval = draw_interval(rng, interval_probabilities(config.interval_schedule, frames, step, config.interval_alpha,
+                                                         config.interval_beta))
+    tokens = interval * height * width
     u = rng.uniform(config.ratio_min, config.ratio_max, size=batch_size if config.ratio_per_sample else 1)
     # At least one target, or the step would have no loss.
     masked = np.maximum(masked_count(config.ratio_schedule, u, tokens), 1)

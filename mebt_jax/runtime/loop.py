@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from mebt_jax.config import TrainingConfig
-from mebt_jax.runtime import checkpoints, pictures, telemetry
+from mebt_jax.runtime import checkpoints, telemetry
 from mebt_jax.runtime.optimizers import learning_rate_schedule
 from mebt_jax.runtime.train_state import TrainState, abstract
 
@@ -46,7 +46,7 @@ def train(
         directory: gets checkpoints/, metrics.jsonl, curves.png.
         training: step count and cadences.
         meta: plain JSON saved with each checkpoint.
-        state: step 0; replaced by the latest checkpoint if there is one.
+        state: at step 0; the latest checkpoint replaces it.
         batches: of the training data.
         take_step: (state, batch, finished steps) -> (state, scalars with "loss" and "gradient_norm"); may donate the state.
         validate: (state, finished steps) -> numbers.
@@ -57,17 +57,9 @@ def train(
         SystemExit: 143 after SIGTERM, when everything is saved.
     """
     with checkpoints.Checkpointer(directory / "checkpoints", meta, training.keep_every) as checkpointer:
-        # ---- restore ------------------------------------------------------------------------------------------------
-        step, unlogged = checkpointer.latest_step() or 0, []
-        if step:
-            restored = checkpointer.restore(step, abstract(state))
-            state, unlogged = restored.state, restored.progress["unlogged"]
-            batches.set_state(restored.progress["batches"])
-            telemetry.say(f"{stage}: going on from step {step}")
+        step, state, unlogged = restore_latest(stage, checkpointer, state, batches)
         metrics = telemetry.StepMetrics(stage, checkpointer, unlogged)
         rate = learning_rate_schedule(training)
-
-        # ---- loop ---------------------------------------------------------------------------------------------------
         with (telemetry.MetricsLog(directory, step) as log, checkpoints.StopSignal() as stop,
               telemetry.progress_bar(stage, training.steps, step) as bar):
             while step < training.steps:
@@ -86,8 +78,7 @@ def train(
                     metrics.collect()
                     validation = validate(state, step)
                     log.write(step, {f"validation/{name}": value for name, value in validation.items()})
-                    if jax.process_index() == 0:
-                        pictures.curves(directory / "curves.png", telemetry.read_metrics(log.path), title=stage)
+                    log.draw(directory / "curves.png", title=stage)
                 if last or leaving or validation or step % training.checkpoint_every == 0:
                     metrics.collect()
                     progress = {"batches": batches.get_state(), "unlogged": metrics.unlogged}
@@ -97,3 +88,15 @@ def train(
                     telemetry.say(f"{stage}: told to stop, saved step {step}; the same command goes on from there")
                     raise SystemExit(checkpoints.EXIT_TERMINATED)
     return state
+
+
+def restore_latest(stage: str, checkpointer: checkpoints.Checkpointer, state: TrainState,
+                   batches: Batches) -> tuple[int, TrainState, list[dict[str, float]]]:
+    """(finished steps, state, metrics since the last log line) of the latest checkpoint, or those of a start; moves `batches`."""
+    step = checkpointer.latest_step()
+    if step is None:
+        return 0, state, []
+    restored = checkpointer.restore(step, abstract(state))
+    batches.set_state(restored.progress["batches"])
+    telemetry.say(f"{stage}: going on from step {step}")
+    return step, restored.state, restored.progress["unlogged"]

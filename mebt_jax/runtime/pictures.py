@@ -101,7 +101,8 @@ def curves(path: Path, records: Sequence[Mapping[str, object]], title: str = "")
         axes = figure.add_subplot(lines, columns, index + 1)
         for name, points in series.items():
             steps, values = np.asarray(points).T
-            axes.plot(steps, values, marker="." if len(points) < 30 else None, linewidth=1.2, label=name)
+            split = next((part for part in name.split("/") if part in SPLITS), name)
+            axes.plot(steps, values, marker="." if len(points) < 30 else None, linewidth=1.2, label=split)
         axes.set_title(panel)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)

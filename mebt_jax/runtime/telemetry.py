@@ -17,6 +17,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from mebt_jax.errors import UserError
+from mebt_jax.runtime import pictures
 from mebt_jax.runtime.checkpoints import Checkpointer
 
 
@@ -55,6 +56,11 @@ class MetricsLog:
             raise UserError(f"Could not write {self.path} ({error.strerror}); free some space and run the same command again.") from error
         if self._tensorboard is not None:
             self._tensorboard.write_scalars(step, dict(values))
+
+    def draw(self, path: Path, title: str) -> None:
+        """Draws all lines so far as curves into a PNG."""
+        if self._file is not None:
+            pictures.curves(path, read_metrics(self.path), title=title)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

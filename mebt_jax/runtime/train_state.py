@@ -11,6 +11,9 @@ from jax.sharding import Mesh
 
 from mebt_jax.runtime.mesh import state_sharding
 
+# Optimizing the many random draws of an initialisation takes XLA ten times longer than running them.
+RUN_ONCE = {"xla_llvm_disable_expensive_passes": True, "xla_backend_optimization_level": 0}
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -42,7 +45,7 @@ def new_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool
 def create_sharded(create: Callable[[], Any], mesh: Mesh, min_elements: int) -> tuple[Any, Any]:
     """Runs `create` under jit so that each device only ever holds its part; returns (state, tree of shardings)."""
     shardings = state_sharding(jax.eval_shape(create), mesh, min_elements)
-    return jax.jit(create, out_shardings=shardings)(), shardings
+    return jax.jit(create, out_shardings=shardings, compiler_options=RUN_ONCE)(), shardings
 
 
 def abstract(state: Any) -> Any:

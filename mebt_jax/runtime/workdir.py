@@ -47,7 +47,7 @@ def claim(config: Config, workdir: Path) -> None:
     """
     path = workdir / "config.json"
     ours = config_lib.to_dict(config)
-    if path.exists():
+    if path.exists() and _has_results(workdir):  # after a run that failed at once, another try with a mended config is welcome
         theirs = read_json(path)
         differing = [name for name in _differing(_flat(theirs), _flat(ours)) if not _matches(name, _NO_RESULT + _MAY_CHANGE)]
         if differing:
@@ -80,7 +80,7 @@ def require(config: Config, workdir: Path, stage: str) -> None:
     """Raises UserError if a stage before `stage` is missing or out of date."""
     missing = [name for name in STAGES[:STAGES.index(stage)] if not is_done(config, workdir, name)]
     if missing:
-        raise UserError(f"The {stage} stage needs the {' and '.join(missing)} stage{'s' * (len(missing) > 1)} first, not done in "
+        raise UserError(f"The {stage} stage needs the {', '.join(missing)} stage{'s' * (len(missing) > 1)} first, not done in "
                         f"{workdir}; run with --stage={missing[0]} or --stage=all.")
 
 
@@ -102,6 +102,10 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"Could not read {path} ({error}); remove it if it is damaged.") from error
+
+
+def _has_results(workdir: Path) -> bool:
+    return any((workdir / stage / name).exists() for stage in STAGES for name in ("done.json", "checkpoints"))
 
 
 def _stage_hash(config: Config, stage: str) -> str:

@@ -1,6 +1,6 @@
 """The settings of the official sampling scripts by name (scripts/valid_dnr_config_ckpt_exp_*.sh), for configs to take over.
 
-`passes` counts what the script asks for: bootstrap + draft steps + rounds * partitions. A plan may run a few passes fewer,
+`num_passes` counts what the script asks for: bootstrap + draft steps + rounds * partitions. A plan may run a few passes fewer,
 because draft steps that commit nothing are skipped (see `plan`).
 """
 
@@ -20,7 +20,7 @@ class Preset:
     revise_temperature: float
 
     @property
-    def passes(self) -> int:
+    def num_passes(self) -> int:
         return self.bootstrap_steps + self.draft_steps + self.revise_rounds * self.revise_partitions
 
 

@@ -1,7 +1,7 @@
 """Stage 1: makes the data ready to train on, and shows it.
 
-Videos on disk become records (data/builder.py); moving shapes are drawn on the fly and need nothing. Either way the stage leaves
-`<workdir>/data/manifest.json` and `preview.png`, and fails here, not in training, when the data cannot be used.
+Videos on disk become records (data/builder.py); moving shapes are drawn on the fly and need nothing. Either way the stage
+leaves `<workdir>/data/manifest.json` and `preview.png`, and fails here, not in training, when the data cannot be used.
 """
 
 import dataclasses

@@ -80,7 +80,34 @@ def run(config: Config, workdir: Path) -> None:
     telemetry.say(f"{STAGE}: {parameters:,} parameters on {mesh.size} device(s), {np.prod(config.grid)} tokens a clip")
 
     # ---- step -------------------------------------------------------------------------------------------------------
-    # One program for each set of array sizes that masking can ask for.
+    step_of = step_programs(config, graphdef, optimizer, shardings, mesh)
+
+    def take_step(state: TrainState, rows: Mapping[str, np.ndarray], step: int) -> tuple[TrainState, dict[str, jax.Array]]:
+        codes = encoder.codes(rows["video"])  # [B, T, H, W]
+        draw = draw_masking(config.masking, config.grid, training.batch_size, config.runtime.seed, step)
+        return step_of(draw.shape)(state, codes, *place(draw, mesh), root_key)
+
+    # ---- validation -------------------------------------------------------------------------------------------------
+    held_out = pipeline.validation_batches(clip_sources, config, training.batch_size, training.validation_batches)
+    held_out_codes = [encoder.codes(rows["video"]) for rows in held_out]
+    jitted_validation = jax.jit(functools.partial(validation_step, graphdef=graphdef, config=config.transformer),
+                                static_argnames="shape", out_shardings=mesh_lib.replicated(mesh))
+
+    def validate(state: TrainState, step: int) -> dict[str, float]:
+        draw_pictures(config, graphdef, state.averaged, encoder, held_out_codes[0], directory / "pictures" / f"step_{step:08d}.png")
+        return validation(jitted_validation, state.averaged, held_out_codes, config, mesh)
+
+    # ---- loop -------------------------------------------------------------------------------------------------------
+    meta = {"stage": STAGE, "tokenizer": tokenizer.content_hash, "config": config_lib.to_dict(config),
+            "versions": checkpoints.versions()}
+    state = loop.train(STAGE, directory, training, meta, state, batches, take_step=take_step, validate=validate, best_by="nll")
+    workdir_lib.mark_done(config, workdir, STAGE, step=training.steps, tokenizer=tokenizer.content_hash,
+                          weights=checkpoints.content_hash(state.averaged), compiled_steps=step_of.cache_info().misses)
+
+
+def step_programs(config: Config, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, shardings: Any,
+                  mesh: Mesh) -> Callable[[StepShape], Callable[..., tuple[TrainState, dict[str, jax.Array]]]]:
+    """StepShape -> jitted `train_step` of these array sizes, made once each; there are at most as many as `all_shapes` lists."""
     batch, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
     possible = all_shapes(config.masking, config.grid)
 
@@ -93,27 +120,7 @@ def run(config: Config, workdir: Path) -> None:
         return jax.jit(step, in_shardings=(shardings, batch, everywhere, batch, batch, everywhere),
                        out_shardings=(shardings, everywhere), donate_argnums=0)
 
-    def take_step(state: TrainState, rows: Mapping[str, np.ndarray], step: int) -> tuple[TrainState, dict[str, jax.Array]]:
-        codes = encoder.codes(rows["video"])  # [B, T, H, W]
-        draw = draw_masking(config.masking, config.grid, training.batch_size, config.runtime.seed, step)
-        return step_of(draw.shape)(state, codes, *place(draw, mesh), root_key)
-
-    # ---- validation -------------------------------------------------------------------------------------------------
-    held_out = pipeline.validation_batches(clip_sources, config, training.batch_size, training.validation_batches)
-    held_out_codes = [encoder.codes(rows["video"]) for rows in held_out]
-    jitted_validation = jax.jit(functools.partial(validation_step, graphdef=graphdef, config=config.transformer),
-                                static_argnames="shape", out_shardings=everywhere)
-
-    def validate(state: TrainState, step: int) -> dict[str, float]:
-        draw_pictures(config, graphdef, state.averaged, encoder, held_out_codes[0], directory / "pictures" / f"step_{step:08d}.png")
-        return validation(jitted_validation, state.averaged, held_out_codes, config, mesh)
-
-    # ---- loop -------------------------------------------------------------------------------------------------------
-    meta = {"stage": STAGE, "tokenizer": tokenizer.content_hash, "config": config_lib.to_dict(config),
-            "versions": checkpoints.versions()}
-    state = loop.train(STAGE, directory, training, meta, state, batches, take_step=take_step, validate=validate, best_by="nll")
-    workdir_lib.mark_done(config, workdir, STAGE, step=training.steps, tokenizer=tokenizer.content_hash,
-                          weights=checkpoints.content_hash(state.averaged), compiled_steps=step_of.cache_info().misses)
+    return step_of
 
 
 def train_step(state: TrainState, codes: jax.Array, interval: jax.Array, num_context: jax.Array, num_targets: jax.Array,
@@ -197,9 +204,10 @@ def draw_pictures(config: Config, graphdef: nnx.GraphDef, params: nnx.State, enc
     """Contact sheet: clips rebuilt from their codes, the same with half of the codes predicted, and clips made from nothing."""
     sharding = mesh_lib.batch_sharding(encoder.mesh)
     tokens = int(np.prod(config.grid))
-    known = jax.random.permutation(jax.random.key(config.runtime.seed), tokens) < int((1 - PICTURED_RATIO) * tokens)  # [N]
-    known = jax.device_put(jnp.broadcast_to(known.reshape(config.grid), codes.shape), sharding)
-    keys = decode.clip_keys(config.sample.seed, jnp.arange(len(codes)))
+    known = np.random.default_rng(config.runtime.seed).permutation(tokens) < int((1 - PICTURED_RATIO) * tokens)  # [N]
+    known, indices = mesh_lib.put_rows(encoder.mesh, np.broadcast_to(known.reshape(config.grid), codes.shape),
+                                       np.arange(len(codes), dtype=np.int32))
+    keys = jax.jit(decode.clip_keys, static_argnums=0, out_shardings=sharding)(config.sample.seed, indices)
     # A look, not the sample stage: without the passes that polish.
     settings = dataclasses.replace(config.sample, bootstrap_steps=0, revise_rounds=0)
     shown = {"tokenizer": codes}

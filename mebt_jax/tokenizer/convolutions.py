@@ -78,7 +78,7 @@ class SameConv3d(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel_size: Size, strides: Size = (1, 1, 1), *, dtype: jnp.dtype,
                  gain: float = 1.0, rngs: nnx.Rngs):
-        initializer = nnx.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal")
+        initializer = nnx.initializers.variance_scaling(gain**2, "fan_in", "uniform")
         self.kernel = nnx.Param(initializer(rngs.params(), (*kernel_size, inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros((outputs,)))
         self.kernel_size, self.strides, self.dtype = kernel_size, strides, dtype
@@ -95,7 +95,7 @@ class SameConvTranspose3d(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel_size: Size, strides: Size, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         # An output meets only 1 / prod(strides) of the kernel, hence the larger variance.
-        initializer = nnx.initializers.variance_scaling(math.prod(strides), "fan_in", "truncated_normal")
+        initializer = nnx.initializers.variance_scaling(math.prod(strides), "fan_in", "uniform")
         self.kernel = nnx.Param(initializer(rngs.params(), (*kernel_size, inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros((outputs,)))
         self.kernel_size, self.strides, self.dtype = kernel_size, strides, dtype

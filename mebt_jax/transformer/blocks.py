@@ -104,7 +104,8 @@ def apply_block(
 def _joined_valid(names: tuple[str, ...], tokens: dict[str, jax.Array], valid: dict[str, jax.Array]) -> jax.Array | None:
     if names == ("latents",):
         return None
-    return jnp.concatenate([valid[name] if name in valid else jnp.ones(tokens[name].shape[:2], bool) for name in names], axis=1)
+    masks = [valid[name] if name in valid else jnp.ones(tokens[name].shape[:2], bool) for name in names]
+    return jnp.concatenate(masks, axis=1)
 
 
 def linear(inputs: int, outputs: int, dtype: jnp.dtype, rngs: nnx.Rngs, *, bias: bool = True) -> nnx.Linear:

@@ -61,7 +61,9 @@ class MeBT(nnx.Module):
         """
         tokens = self._embed(context_codes, context_positions, target_positions, key)
         valid = {"contexts": context_valid, "targets": target_valid}
-        layer_keys = None if key is None else jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(self.num_layers))
+        layer_keys = None
+        if key is not None:
+            layer_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(self.num_layers))
         start = 0
         for stack in self.stacks:
             end = start + stack.repeats * len(stack.unit)

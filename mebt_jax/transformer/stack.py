@@ -18,19 +18,21 @@ REMAT_POLICIES = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_ba
 def find_units(layers: tuple[str, ...]) -> tuple[tuple[tuple[str, ...], int], ...]:
     """Splits the layers into (unit, repeats) so that the units together hold the fewest blocks.
 
-    Only repeated units are longer than one layer; of equal splits, the one whose first unit covers most. ("encode", "latent", "encode", "latent", "decode") gives
-    ((("encode", "latent"), 2), (("decode",), 1)).
+    Only repeated units are longer than one layer; of equal splits, the one whose first unit covers most counts.
+    ("encode", "latent", "encode", "latent", "decode") gives ((("encode", "latent"), 2), (("decode",), 1)).
     """
     best = {len(layers): (0, ())}  # start -> (blocks to compile from there on, the units)
     for start in reversed(range(len(layers))):
         options = []
-        for length in range(1, len(layers) - start + 1):
-            unit, repeats = layers[start:start + length], 1
-            while layers[start + repeats * length:start + (repeats + 1) * length] == unit:
-                repeats += 1
-            if repeats > 1 or length == 1:
-                blocks, rest = best[start + repeats * length]
-                options.append((length + blocks, ((unit, repeats), *rest)))
+        left = len(layers) - start
+        for length in range(1, left + 1):
+            unit = layers[start:start + length]
+            for repeats in range(1, left // length + 1):
+                if layers[start:start + repeats * length] != unit * repeats:
+                    break
+                if repeats > 1 or length == 1:
+                    blocks, rest = best[start + repeats * length]
+                    options.append((length + blocks, ((unit, repeats), *rest)))
         best[start] = min(options, key=lambda option: (option[0], len(option[1]), -len(option[1][0][0]) * option[1][0][1]))
     return best[0][1]
 

@@ -13,7 +13,7 @@ PIXELS = {"gif": "rgb8", "ffv1": "bgr0"}  # ffv1 in bgr0 keeps every bit
 
 @pytest.fixture
 def write_video():
-    """write_video(path, frames uint8 [F, h, w, 3], rate=25, rotation=None, options={}) -> path, by the suffix of the path."""
+    """write_video(path, frames uint8 [F, h, w, 3], rate=25, rotation=None, options=None) -> path, format by its suffix."""
 
     def write(path, frames, rate=25, rotation=None, options=None):
         path.parent.mkdir(parents=True, exist_ok=True)

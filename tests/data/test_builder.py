@@ -37,7 +37,7 @@ def test_cut_records_hands_out_the_frames_of_each_record():
         assert records == [(first, frames[first:end]) for first, end in bounds]
 
 
-@pytest.mark.parametrize(("count", "fraction", "held_out"), [(2, 0.0, 1), (2, 0.9, 1), (10, 0.1, 1), (10, 0.3, 3), (3, 1.0, 2)])
+@pytest.mark.parametrize(("count", "fraction", "held_out"), [(2, 0, 1), (2, 0.9, 1), (10, 0.1, 1), (10, 0.3, 3), (3, 1, 2)])
 def test_split_is_by_video_and_leaves_none_empty(count, fraction, held_out):
     videos = checked([f"v{i}" for i in range(count)])
     splits, how = builder.split_videos(videos, fraction, seed=0)
@@ -47,7 +47,7 @@ def test_split_is_by_video_and_leaves_none_empty(count, fraction, held_out):
 
 
 def test_the_split_of_the_data_set_is_kept_where_both_sides_have_videos():
-    train, held_out = checked(["a", "b"], "train"), checked(["c"], "validation")
+    train, held_out = checked(["a"], "train") + checked(["b"], ""), checked(["c"], "validation")
     assert builder.split_videos(held_out + train, 0.5, seed=0)[0] == {"train": train, "validation": held_out}
     assert len(builder.split_videos(train, 0.5, seed=0)[0]["validation"]) == 1
 
@@ -89,7 +89,7 @@ def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path, write_video, qu
 
 def test_no_usable_video_is_one_sentence(tmp_path, write_video, quarters):
     write_video(tmp_path / "short.mp4", quarters(4))
-    with pytest.raises(UserError, match="None of the 1 videos in .*short.mp4: has 4 frames, but a clip reaches over 5.*frame_stride"):
+    with pytest.raises(UserError, match="None of the 1 videos in .*short.mp4: has 4 frames, but a clip reaches over 5"):
         builder.write_records(tmp_path / "records", video_files.find_videos(tmp_path), settings(tmp_path))
     assert not (tmp_path / "records").exists()
 

@@ -61,8 +61,10 @@ def test_moving_shapes_are_disjoint_and_stay_with_more_clips(tmp_path, make_conf
 
 
 @pytest.mark.parametrize("source", ["folder", "ucf101", "sky_timelapse", "taichi_hd"])
-@pytest.mark.parametrize(("path", "problem"), [("", "is empty"), ("missing", "is not a folder"), ("empty", "holds no videos .no files"),
-                                               ("texts", "holds no videos .2 files")])
+@pytest.mark.parametrize(("path", "problem"), [
+    ("", "is empty"), ("missing", "is not a folder"),
+    ("empty", "holds no videos .no files"), ("texts", "holds no videos .2 files"),
+])
 def test_no_data_is_one_sentence_with_the_mend(tmp_path, make_config, monkeypatch, source, path, problem):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -75,12 +77,14 @@ def test_no_data_is_one_sentence_with_the_mend(tmp_path, make_config, monkeypatc
     assert mends[source] in str(error.value) and str(error.value).count("\n") == 0
 
 
-def test_subfolders_train_and_test_split_the_videos(tmp_path, make_config, write_video, quarters):
-    for name in ("train/a.mp4", "train/b.mp4", "test/c.mp4", "test/d.mp4"):
-        write_video(tmp_path / "videos" / name, quarters(8))
-    config = make_config(source="folder", path=str(tmp_path / "videos"))
+@pytest.mark.parametrize(("train", "held_out"), [("train", "test"), ("Train", "val"), ("sky/sky_train", "sky/sky_test")])
+def test_subfolders_train_and_test_split_the_videos(tmp_path, make_config, train, held_out):
+    for name in (f"{train}/a.mp4", f"{held_out}/x/c.mp4", f"{held_out}/d/0001.jpg", "e.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    config = make_config(source="folder", path=str(tmp_path))
     assert {v.name: v.split for v in sources.list_videos(config.data)} == {
-        "test/c.mp4": "validation", "test/d.mp4": "validation", "train/a.mp4": "train", "train/b.mp4": "train",
+        f"{train}/a.mp4": "train", f"{held_out}/x/c.mp4": "validation", f"{held_out}/d": "validation", "e.mp4": "",
     }  # fmt: skip
 
 

@@ -14,10 +14,16 @@ def config(**overrides):
 
 def test_the_workdir_of_another_config_is_refused_by_field(tmp_path):
     workdir_lib.claim(config(), tmp_path)
+    workdir_lib.mark_done(config(), tmp_path, "data")
     with pytest.raises(UserError) as error:
         workdir_lib.claim(config(transformer__width=32, data__seed=3), tmp_path)
     assert "transformer.width is 16 there and 32 here" in str(error.value) and "data.seed" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_workdir_without_results_is_free(tmp_path):
+    workdir_lib.claim(config(data__path="wrong"), tmp_path)
+    workdir_lib.claim(config(data__path="right"), tmp_path)
 
 
 @pytest.mark.parametrize("change", [
@@ -26,6 +32,7 @@ def test_the_workdir_of_another_config_is_refused_by_field(tmp_path):
 ])
 def test_fields_that_may_change_are_taken_over(tmp_path, change):
     workdir_lib.claim(config(), tmp_path)
+    workdir_lib.mark_done(config(), tmp_path, "data")
     changed = config(**change)
     workdir_lib.claim(changed, tmp_path)
     workdir_lib.claim(changed, tmp_path)
@@ -53,5 +60,5 @@ def test_a_change_undoes_the_stages_whose_result_it_changes(tmp_path, change, un
 def test_a_stage_says_what_it_still_needs(tmp_path):
     workdir_lib.mark_done(config(), tmp_path, "data")
     workdir_lib.require(config(), tmp_path, "tokenizer")
-    with pytest.raises(UserError, match=r"^The sample stage needs the tokenizer and transformer stages first[^\n]*\.$"):
+    with pytest.raises(UserError, match=r"^The sample stage needs the tokenizer, transformer stages first[^\n]*\.$"):
         workdir_lib.require(config(), tmp_path, "sample")

@@ -1,6 +1,7 @@
 """Plans commit every token once, follow the official mask counts, and the presets have the official pass counts."""
 
 import dataclasses
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +56,19 @@ def test_revise_parts_cover_the_unknown_tokens_once_per_round():
     ("sky128", (32, 16, 16), 100, 98), ("taichi128", (32, 16, 16), 104, 102), ("ucf128", (32, 16, 16), 160, 158)])
 def test_presets_have_the_official_pass_counts(name, grid, passes, executed):
     preset = PRESETS[name]
-    assert preset.passes == passes
+    assert preset.num_passes == passes
     plan = build_plan(dataclasses.replace(SETTINGS, **dataclasses.asdict(preset)), int(np.prod(grid)))
     # Where the cosine is flat, a draft step may ask for no fewer masked tokens than there are, and is skipped.
     assert plan.num_passes == executed
     assert sum(one.kind == DRAFT for one in plan.passes) == preset.draft_steps - (passes - executed)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_config_of_the_same_name_samples_by_the_preset(name):
+    settings = importlib.import_module(f"configs.{name}").get_config().sample
+    preset = dataclasses.asdict(PRESETS[name])
+    assert {field: settings[field] for field in preset} == preset
+    assert (settings.mask_schedule, settings.temperature, settings.top_p) == ("cosine", 1.0, 1.0)
 
 
 def test_plan_is_static_data():

@@ -1,28 +1,55 @@
-"""Sampling and evaluation end to end on a tiny run whose weights need not be trained."""
+"""Sampling and evaluation end to end with a tiny model that was never trained."""
 
 import json
+from pathlib import Path
 
 import av
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
-from mebt_jax.config import from_config_dict
+from mebt_jax.config import from_config_dict, to_dict
 from mebt_jax.errors import UserError
-from mebt_jax.runtime import workdir as workdir_lib
-from mebt_jax.stages import data, evaluate, sample, tokenizer, transformer
+from mebt_jax.runtime import checkpoints, telemetry, workdir as workdir_lib
+from mebt_jax.runtime.train_state import TrainState
+from mebt_jax.stages import evaluate, sample
+from mebt_jax.stages.tokenizer import tokenizer_hash
+from mebt_jax.stages.transformer import new_transformer
+from mebt_jax.tokenizer import quantizers
+from mebt_jax.tokenizer.autoencoder import Tokenizer
 from tests.tiny_config import tiny_config
 
-CONFIG = from_config_dict(tiny_config(tokenizer__training__steps=2, transformer__training__steps=2, sample__clips=10))
+CONFIG = from_config_dict(tiny_config(sample__clips=10, sample__draft_steps=2))
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run after all five stages."""
+    """A run with random weights in the checkpoints of both models, sampled and evaluated."""
     path = tmp_path_factory.mktemp("run")
-    for stage in (data, tokenizer, transformer, sample, evaluate):
-        stage.run(CONFIG, path)
-    return path
+    jax.config.update("jax_disable_most_optimizations", True)  # the time of this test is compilation
+    tokenizer_params = jax.jit(lambda: nnx.state(Tokenizer(CONFIG.tokenizer, rngs=nnx.Rngs(0)), nnx.Param))()
+    codebook = quantizers.init_codebook(CONFIG.tokenizer, jax.random.key(0))
+    write_checkpoint(path, "tokenizer", tokenizer_params, codebook)
+    transformer_params = jax.jit(lambda: nnx.state(new_transformer(CONFIG, nnx.Rngs(1)), nnx.Param))()
+    write_checkpoint(path, "transformer", transformer_params, tokenizer=tokenizer_hash(tokenizer_params, codebook))
+    sample.run(CONFIG, path)
+    evaluate.run(CONFIG, path)
+    yield path
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def write_checkpoint(path: Path, stage: str, params: nnx.State, statistics: quantizers.Codebook | None = None,
+                     **meta: str) -> None:
+    state = TrainState(step=jnp.int32(3), params=params, ema=params, opt_state=(), statistics=statistics)
+    meta |= {"config": to_dict(CONFIG)}
+    with checkpoints.Checkpointer(path / stage / "checkpoints", meta, keep_every=1) as checkpointer:
+        checkpointer.save(3, state, {}, metric=None)
+    with telemetry.MetricsLog(path / stage, step=3) as log:
+        for step in range(3):
+            log.write(step, {"train/loss": 1.0 - 0.1 * step})
 
 
 def test_sample_writes_clips_codes_sheet_and_manifest(workdir):
@@ -36,16 +63,14 @@ def test_sample_writes_clips_codes_sheet_and_manifest(workdir):
     assert Image.open(workdir / "sample" / "contact_sheet.png").height >= 10 * 64
     manifest = json.loads((workdir / "sample" / "manifest.json").read_text())
     assert manifest["passes"] == 4 and manifest["passes_by_kind"] == {"bootstrap": 0, "draft": 2, "revise": 2}
-    done = json.loads((workdir / "tokenizer" / "done.json").read_text())
-    assert manifest["tokenizer"] == done["tokenizer"]
+    assert manifest["tokenizer"] == checkpoints.read_meta(workdir / "transformer" / "checkpoints")["tokenizer"]
     assert workdir_lib.is_done(CONFIG, workdir, "sample")
 
 
 def test_sampling_again_gives_the_same_clips_whatever_their_number(workdir, tmp_path):
-    for name in ("data", "tokenizer", "transformer"):
+    for name in ("tokenizer", "transformer"):
         (tmp_path / name).symlink_to(workdir / name)
-    fewer = from_config_dict(tiny_config(tokenizer__training__steps=2, transformer__training__steps=2, sample__clips=3))
-    sample.run(fewer, tmp_path)
+    sample.run(from_config_dict(tiny_config(sample__clips=3, sample__draft_steps=2)), tmp_path)
     np.testing.assert_array_equal(np.load(tmp_path / "sample" / "tokens.npz")["codes"],
                                   np.load(workdir / "sample" / "tokens.npz")["codes"][:3])
 
@@ -70,5 +95,5 @@ def test_evaluate_shows_real_reconstructed_and_generated_clips(workdir):
 
 
 def test_clips_of_another_tokenizer_are_refused(workdir):
-    with pytest.raises(UserError, match="another|generated for tokenizer"):
+    with pytest.raises(UserError, match="--stage=sample"):
         evaluate.load_generated(workdir / "sample", "0123")

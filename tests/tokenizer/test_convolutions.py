@@ -5,17 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax import lax
 
 from mebt_jax.tokenizer import convolutions
-
-DIMENSIONS = ("NDHWC", "DHWIO", "NDHWC")
 
 
 def transposed_by_zeros(x, kernel, strides):
     """Reference: zeros between the inputs, k - 1 of padding, k - 1 cut off again, kernel reversed."""
-    return lax.conv_general_dilated(x, jnp.flip(kernel, (0, 1, 2)), (1, 1, 1), "VALID", lhs_dilation=strides,
-                                    dimension_numbers=DIMENSIONS)
+    (sf, sh, sw), (f, h, w) = strides, (s * (n - 1) + 1 for s, n in zip(strides, x.shape[1:4]))
+    spread = jnp.zeros((x.shape[0], f, h, w, x.shape[-1])).at[:, ::sf, ::sh, ::sw].set(x)
+    return convolutions.convolve_directly(spread, jnp.flip(kernel, (0, 1, 2)))
 
 
 def inputs(size, kernel_size, channels=(3, 5)):
@@ -26,12 +24,17 @@ def inputs(size, kernel_size, channels=(3, 5)):
 
 def assert_same_function(f, g, *args):
     """Equal values, and equal gradients of a random linear function of them."""
-    expected = g(*args)
-    weights = jnp.asarray(np.random.default_rng(1).standard_normal(expected.shape).astype(np.float32))
-    gradients = [jax.grad(lambda *a, h=h: jnp.sum(h(*a) * weights), tuple(range(len(args))))(*args) for h in (f, g)]
-    np.testing.assert_allclose(f(*args), expected, rtol=1e-4, atol=1e-4)
-    for actual, wanted in zip(*gradients):
-        np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+    shape = jax.eval_shape(g, *args).shape
+    weights = jnp.asarray(np.random.default_rng(1).standard_normal(shape).astype(np.float32))
+
+    @jax.jit
+    def values_and_gradients(*args):
+        values = [f(*args), g(*args)]
+        pullbacks = [jax.vjp(h, *args)[1](weights) for h in (f, g)]
+        return list(zip(*((value, *gradients) for value, gradients in zip(values, pullbacks))))
+
+    for actual, expected in values_and_gradients(*args):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("size, kernel_size, strides", [
@@ -63,18 +66,21 @@ def test_padding_replicates_the_border_with_the_odd_pixel_in_front():
     np.testing.assert_array_equal(padded.ravel(), [0, 0, 0, 1, 2, 3, 3])
 
 
+def down_and_up(channels, strides):
+    down = convolutions.SameConv3d(*channels, (4, 4, 4), strides, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    up = convolutions.SameConvTranspose3d(*channels, (4, 4, 4), strides, dtype=jnp.float32, rngs=nnx.Rngs(1))
+    return down, up
+
+
 @pytest.mark.parametrize("strides", [(1, 1, 1), (1, 2, 2), (2, 2, 1)])
 def test_layers_divide_and_multiply_the_size_by_their_strides(strides):
-    down = convolutions.SameConv3d(3, 4, (4, 4, 4), strides, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    up = convolutions.SameConvTranspose3d(4, 2, (4, 4, 4), strides, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    y = down(jnp.ones((1, 2, 4, 6, 3)))
-    assert y.shape == (1, 2 // strides[0], 4 // strides[1], 6 // strides[2], 4)
-    assert up(y).shape == (1, 2, 4, 6, 2)
+    x = jnp.ones((1, 2, 4, 6, 3))
+    smaller, larger = jax.eval_shape(lambda: [layer(x) for layer in down_and_up((3, 5), strides)])
+    assert smaller.shape == (1, 2 // strides[0], 4 // strides[1], 6 // strides[2], 5)
+    assert larger.shape == (1, 2 * strides[0], 4 * strides[1], 6 * strides[2], 5)
 
 
 def test_initial_layers_keep_the_variance():
-    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 8, 32))
-    down = convolutions.SameConv3d(32, 32, (4, 4, 4), (2, 2, 2), dtype=jnp.float32, rngs=nnx.Rngs(0))
-    up = convolutions.SameConvTranspose3d(32, 32, (4, 4, 4), (2, 2, 2), dtype=jnp.float32, rngs=nnx.Rngs(1))
-    assert float(down(x).std()) == pytest.approx(1, abs=0.15)
-    assert float(up(x).std()) == pytest.approx(1, abs=0.15)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 8, 8, 32))
+    for y in jax.jit(lambda: [layer(x) for layer in down_and_up((32, 32), (2, 2, 2))])():
+        assert float(y.std()) == pytest.approx(1, abs=0.15)

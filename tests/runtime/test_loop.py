@@ -1,0 +1,78 @@
+import dataclasses
+import os
+import signal
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_config import tiny_config
+
+from mebt_jax.config import from_config_dict
+from mebt_jax.errors import UserError
+from mebt_jax.runtime import loop, telemetry, train_state
+
+TRAINING = dataclasses.replace(from_config_dict(tiny_config()).tokenizer.training, steps=10, log_every=4, validate_every=6,
+                               checkpoint_every=3)
+
+
+class Counting:
+    """Batches 0, 1, 2, ..."""
+
+    def __init__(self):
+        self.position = 0
+
+    def __next__(self):
+        self.position += 1
+        return {"video": np.float32(self.position - 1)}
+
+    def get_state(self):
+        return {"position": self.position}
+
+    def set_state(self, state):
+        self.position = state["position"]
+
+
+def run(directory, on_step=lambda step: None, poison=None):
+    """Trains one number to be the sum of all batches seen."""
+    optimizer = optax.sgd(1.0)
+    state = train_state.new_state({"w": jnp.zeros(())}, optimizer, ema=False)
+
+    def take_step(state, batch, step):
+        assert int(state.step) == step and float(batch["video"]) == step
+        on_step(step)
+        state = train_state.apply_gradients(state, {"w": -jnp.float32(batch["video"])}, optimizer, 0.0)
+        loss = jnp.float32(np.nan if step == poison else 0.1 * step)
+        return state, {"loss": loss, "gradient_norm": jnp.float32(1.0)}
+
+    return loop.train("tokenizer", directory, TRAINING, {}, state, Counting(), take_step=take_step, best_by="loss",
+                      validate=lambda state, step: {"loss": float(state.params["w"])})
+
+
+def test_lines_validations_and_checkpoints_come_when_due(tmp_path):
+    state = run(tmp_path)
+    assert float(state.params["w"]) == sum(range(10))
+    records = telemetry.read_metrics(tmp_path / "metrics.jsonl")
+    assert [record["step"] for record in records if "train/loss" in record] == [4, 8, 10]
+    np.testing.assert_allclose([record["train/loss"] for record in records if "train/loss" in record], [0.15, 0.55, 0.85], rtol=1e-6)
+    assert {record["step"]: record["validation/loss"] for record in records if "validation/loss" in record} == {6: 15.0, 10: 45.0}
+    # The best of the validated ones (6) and the two latest.
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [6, 9, 10]
+    assert (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_sigterm_saves_leaves_and_the_rest_is_as_if_nothing_had_been(tmp_path, step):
+    with pytest.raises(SystemExit) as leaving:
+        run(tmp_path / "stopped", on_step=lambda at: os.kill(os.getpid(), signal.SIGTERM) if at == step else None)
+    assert leaving.value.code == 143
+    assert (tmp_path / "stopped" / "checkpoints" / str(step + 1)).is_dir()
+    resumed, whole = run(tmp_path / "stopped"), run(tmp_path / "whole")
+    assert resumed.params == whole.params
+    assert (tmp_path / "stopped" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+
+
+def test_nan_stops_before_the_state_is_saved(tmp_path):
+    with pytest.raises(UserError, match=f"loss is nan at step 5 .* {tmp_path}/checkpoints/3"):
+        run(tmp_path, poison=4)
+    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["3"]

@@ -1,0 +1,84 @@
+import functools
+import random
+import signal
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_config import tiny_config
+from training_runs import LONG_TOKENIZER, Command
+
+from mebt_jax.config import from_config_dict
+from mebt_jax.errors import UserError
+from mebt_jax.runtime import mesh as mesh_lib
+from mebt_jax.runtime.optimizers import make_optimizer
+from mebt_jax.runtime.train_state import create_sharded, new_state
+from mebt_jax.stages import data, tokenizer as stage
+from mebt_jax.tokenizer import quantizers
+from mebt_jax.tokenizer.autoencoder import Tokenizer
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+@functools.cache
+def train(steps, **overrides):
+    """Losses and final state of `steps` steps on fixed clips."""
+    config = from_config_dict(tiny_config(**overrides))
+    mesh = mesh_lib.make_mesh(config.mesh)
+    graphdef, abstract_params = stage.abstract_tokenizer(config)
+    optimizer = make_optimizer(config.tokenizer.training, abstract_params)
+    state, shardings = create_sharded(
+        lambda: new_state(nnx.state(Tokenizer(config.tokenizer, rngs=nnx.Rngs(0)), nnx.Param), optimizer, ema=True,
+                          statistics=quantizers.init_codebook(config.tokenizer, jax.random.key(1))),
+        mesh, config.runtime.fsdp_min_elements)
+    step = jax.jit(functools.partial(stage.train_step, graphdef=graphdef, optimizer=optimizer, config=config.tokenizer),
+                   out_shardings=(shardings, mesh_lib.replicated(mesh)), donate_argnums=0)
+    losses = []
+    for i in range(steps):
+        video = np.random.default_rng(i).integers(0, 256, (8, 8, 16, 16, 3), dtype=np.uint8)
+        state, metrics = step(state, mesh_lib.put_batch(mesh, {"video": video})["video"], jax.random.key(2))
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+def test_losses_do_not_depend_on_the_mesh_and_parameters_really_split():
+    single, _ = train(3, mesh__data=1)
+    for axes in ({"mesh__data": 8}, {"mesh__data": 2, "mesh__fsdp": 4}):
+        losses, state = train(3, **axes)
+        np.testing.assert_allclose(losses, single, rtol=1e-5, atol=1e-5)
+    split = [leaf for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)) if leaf.size >= 512 and leaf.ndim > 1]
+    assert split and all(leaf.addressable_shards[0].data.size * 4 == leaf.size for leaf in split)
+
+
+def test_accumulation_takes_the_same_step():
+    # Random restarts of codes see the rows in the same order, so even those agree.
+    losses, state = train(3, mesh__data=1)
+    others, other = train(3, mesh__data=1, tokenizer__training__accumulation=4)
+    np.testing.assert_allclose(others, losses, rtol=1e-5)
+    np.testing.assert_allclose(other.statistics.counts, state.statistics.counts, atol=1e-4)
+    np.testing.assert_allclose(other.statistics.embeddings, state.statistics.embeddings, atol=1e-3)
+
+
+def test_a_run_that_was_stopped_and_killed_ends_like_one_that_was_not(tokenizer_run, compilation_cache, tmp_path):
+    command = Command(tmp_path, compilation_cache, "tokenizer", **LONG_TOKENIZER)
+    output = command.stop(signal.SIGTERM, delay=0.0)
+    assert "told to stop, saved step" in output and "Traceback" not in output
+    command.stop(signal.SIGKILL, delay=random.uniform(0, 0.5))
+    assert "going on from step" in command.run()
+    assert command.record() == tokenizer_run.record()
+
+
+def test_a_loss_that_explodes_stops_the_run_with_one_sentence(tmp_path):
+    config = from_config_dict(tiny_config(mesh__data=1, tokenizer__training__learning_rate=1e30,
+                                          tokenizer__training__clip_norm=0.0, tokenizer__training__checkpoint_every=1))
+    data.run(config, tmp_path)
+    with pytest.raises(UserError, match=r"^The [^\n]* step \d+ [^\n]*last good checkpoint is [^\n]*/1: [^\n]*\.$"):
+        stage.run(config, tmp_path)
+    assert not (tmp_path / "tokenizer" / "done.json").exists()
+
+
+def test_a_tokenizer_of_other_sizes_is_refused(tokenizer_run, tmp_path):
+    config = from_config_dict(tiny_config(tokenizer__checkpoint=str(tokenizer_run.workdir), tokenizer__codes=32))
+    with pytest.raises(UserError, match=r"has codes 16, but config\.tokenizer\.codes is 32"):
+        stage.run(config, tmp_path)

@@ -1,0 +1,60 @@
+"""Attention against JAX's own, and its behaviour on padding and empty key sets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mebt_jax.transformer.attention import attend, dropout
+
+
+def arrays(batch=3, queries=4, keys=5, heads=2, width=8):
+    rng = np.random.default_rng(0)
+    return tuple(jnp.asarray(rng.normal(size=(batch, n, heads, width)), jnp.float32) for n in (queries, keys, keys))
+
+
+def test_equals_the_library_function():
+    query, key, value = arrays()
+    valid = jnp.array([[True] * 5, [True, False, True, False, False], [False] * 4 + [True]])
+    expected = jax.nn.dot_product_attention(query, key, value, mask=jnp.broadcast_to(valid[:, None, None], (3, 2, 4, 5)))
+    np.testing.assert_allclose(attend(query, key, value, valid), expected, atol=1e-6)
+    np.testing.assert_allclose(attend(query, key, value, None), jax.nn.dot_product_attention(query, key, value), atol=1e-6)
+
+
+def test_no_valid_key_gives_zeros_for_that_clip_only():
+    query, key, value = arrays()
+    valid = jnp.array([[True] * 5, [False] * 5, [True] * 5])
+    out = attend(query, key, value, valid)
+    np.testing.assert_array_equal(out[1], 0.0)
+    np.testing.assert_allclose(out[::2], attend(query, key, value, None)[::2], atol=1e-6)
+    np.testing.assert_array_equal(attend(query, key[:, :0], value[:, :0], valid[:, :0]), jnp.zeros_like(query))
+
+
+def test_padding_has_no_influence_and_no_gradient():
+    query, key, value = arrays()
+    valid = jnp.array([[True, True, False, False, True], [False] * 5, [True] * 5])
+    junk = jnp.where(valid[..., None, None], 0.0, 1e4)
+    np.testing.assert_array_equal(attend(query, key, value, valid), attend(query, key + junk, value + junk, valid))
+    gradients = jax.grad(lambda qkv: jnp.sum(attend(*qkv, valid) ** 2))((query, key + junk, value + junk))
+    assert all(np.isfinite(g).all() for g in gradients)
+    for gradient in gradients[1:]:
+        np.testing.assert_array_equal(np.asarray(gradient)[~np.asarray(valid)], 0.0)
+
+
+def test_scores_are_float32_in_bfloat16():
+    query, key, value = (x.astype(jnp.bfloat16) for x in arrays())
+    out = attend(query, key, value, None)
+    assert out.dtype == jnp.bfloat16
+    jaxpr = str(jax.make_jaxpr(lambda *x: attend(*x, None))(query, key, value))
+    assert "f32[3,2,4,5] = exp" in jaxpr
+    np.testing.assert_allclose(out.astype(jnp.float32), attend(*arrays(), None), atol=0.05)
+
+
+def test_dropout_is_a_function_of_its_key_and_keeps_the_mean():
+    x = jnp.ones((100, 100))
+    dropped = dropout(x, 0.25, jax.random.key(0))
+    np.testing.assert_array_equal(dropped, dropout(x, 0.25, jax.random.key(0)))
+    assert not np.array_equal(dropped, dropout(x, 0.25, jax.random.key(1)))
+    assert set(np.unique(dropped)) == {np.float32(0.0), np.float32(1 / 0.75)}
+    assert np.mean(dropped) == pytest.approx(1.0, abs=0.02)
+    assert dropout(x, 0.25, None) is x and dropout(x, 0.0, jax.random.key(0)) is x
