@@ -19,19 +19,25 @@ def get_config() -> ConfigDict:
     # Folding pixels into channels first keeps every convolution on the small latent grid, where a CPU is fast.
     config.tokenizer.compression = (4, 4, 4)
     config.tokenizer.patch = (4, 4, 4)
-    config.tokenizer.hidden = 64
+    config.tokenizer.hidden = 32
     config.tokenizer.codes = 256
     config.tokenizer.code_width = 32
-    config.tokenizer.training.steps = 1_000
-    config.tokenizer.training.batch_size = 16
-    config.tokenizer.training.learning_rate = 1e-3
+    # Short runs need a codebook that follows quickly, and small batches count few features per code.
+    config.tokenizer.codebook_decay = 0.9
+    config.tokenizer.restart_threshold = 0.1
+    config.tokenizer.l1_weight = 1.0
+    config.tokenizer.l2_weight = 4.0
+    config.tokenizer.training.steps = 1_500
+    config.tokenizer.training.batch_size = 4
+    config.tokenizer.training.learning_rate = 2e-3
     config.tokenizer.training.warmup_steps = 50
     config.tokenizer.training.decay = "cosine"
     config.tokenizer.training.beta1 = 0.9
     config.tokenizer.training.beta2 = 0.95
-    config.tokenizer.training.ema_decay = 0.99
+    config.tokenizer.training.ema_decay = 0.98
     config.tokenizer.training.validate_every = 500
-    config.tokenizer.training.checkpoint_every = 250
+    config.tokenizer.training.validation_batches = 16
+    config.tokenizer.training.checkpoint_every = 500
 
     config.transformer.layers = ("encode", "latent") * 2 + ("encode",) + ("decode", "update") * 2 + ("decode",)
     config.transformer.width = 128

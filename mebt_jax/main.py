@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         workdir_lib.require(config, workdir, stage)
         telemetry.say(f"{stage}: runs in {workdir / stage}")
         STAGES[stage](config, workdir)
-    telemetry.say(f"Everything is in {workdir}; {compiled.count} programs were compiled or loaded in {compiled.seconds:.0f} s.")
+    telemetry.say(f"Everything is in {workdir}; {compiled.count} programs compiled or loaded in {compiled.seconds:.0f} s.")
 
 
 def parse_flags(argv: list[str]) -> list[str]:

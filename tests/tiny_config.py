@@ -1,4 +1,4 @@
-"""The smallest config that runs every stage: for tests in this process, and as `--config=tests/tiny_config.py` for others."""
+"""The smallest config that runs every stage: for tests in this process, and as `--config=tests/tiny_config.py`."""
 
 from ml_collections import ConfigDict
 

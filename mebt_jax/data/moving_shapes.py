@@ -10,20 +10,19 @@ import dataclasses
 import numpy as np
 
 KINDS = ("circle", "square", "triangle")
-COLOURS = {
-    "red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 90, 245),
-    "yellow": (240, 210, 40), "magenta": (225, 60, 215), "cyan": (40, 215, 225),
-}  # fmt: skip
+COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (60, 110, 250), "yellow": (240, 210, 40)}
 BACKGROUNDS = ((16, 20, 56), (12, 48, 34), (60, 20, 26), (48, 44, 16))
 BAR_COLOUR = (128, 128, 128)
 
-# Lengths are in frame widths, speeds in frame widths per frame.
-RADIUS = (0.125, 0.17)
-BAR_WIDTH = 0.25  # the diameter of the smallest shape, which it hides whole; the largest it hides but for its rims
-BAR_CENTRE = (0.4, 0.6)
-# Every shape moves sideways at least this fast, so that most of them pass behind the bar within 16 frames.
-SIDE_SPEED = (0.035, 0.065)
-CLIMB_SPEED = (0.0, 0.05)
+# Lengths are in frame widths, speeds in frame widths per frame. All are multiples of 1/64 and places start on a grid, so that
+# few different patches of pixels occur: a small tokenizer trained for minutes has to tell them all apart.
+GRID = 1 / 32
+RADIUS = 5 / 32
+BAR_WIDTH = 2 * RADIUS  # hides a shape whole
+BAR_LEFT = (8 / 32, 14 / 32)
+# Every shape moves sideways at least this fast, so that many of them pass behind the bar within 16 frames.
+SIDE_SPEEDS = (2 / 64, 3 / 64)
+CLIMB_SPEEDS = (0.0, 1 / 64, 2 / 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,16 +92,20 @@ class MovingShapes:
         colours = rng.choice(list(COLOURS), size=rng.integers(1, 3), replace=False)
         shapes = []
         for colour in colours:
-            radius = rng.uniform(*RADIUS)
-            speed = np.array([rng.uniform(*SIDE_SPEED), rng.uniform(*CLIMB_SPEED)]) * rng.choice([-1, 1], size=2)
-            start = rng.uniform(radius, 1 - radius, size=2)
-            centres = bounce(start + time[:, None] * speed, radius, 1 - radius) * self.resolution
-            shapes.append(Shape(str(rng.choice(KINDS)), str(colour), radius * self.resolution, centres))
-        left = round((rng.uniform(*BAR_CENTRE) - BAR_WIDTH / 2) * self.resolution)
+            speed = np.array([rng.choice(SIDE_SPEEDS), rng.choice(CLIMB_SPEEDS)]) * rng.choice([-1, 1], size=2)
+            start = on_grid(rng.uniform(RADIUS, 1 - RADIUS, size=2))
+            centres = bounce(start + time[:, None] * speed, RADIUS, 1 - RADIUS) * self.resolution
+            shapes.append(Shape(str(rng.choice(KINDS)), str(colour), RADIUS * self.resolution, centres))
+        left = round(float(on_grid(rng.uniform(*BAR_LEFT))) * self.resolution)
         first, last = np.array(BACKGROUNDS, np.float64)[rng.choice(len(BACKGROUNDS), size=2, replace=False)]
         share = time[:, None] / max(self.frames - 1, 1)
         background = np.rint(first + share * (last - first)).astype(np.uint8)
         return tuple(shapes), (left, left + round(BAR_WIDTH * self.resolution)), background
+
+
+def on_grid(place: np.ndarray | float) -> np.ndarray:
+    """The nearest multiple of GRID."""
+    return np.rint(np.asarray(place) / GRID) * GRID
 
 
 def bounce(position: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -43,7 +43,8 @@ def tokenizer_from_official(state_dict: Mapping[str, np.ndarray], config: Tokeni
         UserError: the configuration folds patches, or parameters are missing, unknown or of another shape (all are listed).
     """
     if config.patch != (1, 1, 1):
-        raise UserError(f"config.tokenizer.patch is {config.patch}, but official tokenizers fold no patches; set it to (1, 1, 1).")
+        raise UserError(f"config.tokenizer.patch is {config.patch}, but official tokenizers fold no patches; "
+                        "set it to (1, 1, 1).")
     _, params = nnx.split(nnx.eval_shape(lambda: Tokenizer(config, rngs=nnx.Rngs(0))), nnx.Param)
     expected = traverse_util.flatten_dict(nnx.to_pure_dict(params))
     width = (config.codes, config.code_width)

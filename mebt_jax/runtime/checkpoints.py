@@ -145,8 +145,8 @@ class Checkpointer:
             yield
         except STORAGE_ERRORS as error:
             reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-            raise UserError(f"Could not {doing} in {self.directory} ({reason}); {self.last_good}: free some space or mend the "
-                            f"folder, and the same command goes on from there.") from error
+            raise UserError(f"Could not {doing} in {self.directory} ({reason}); {self.last_good}: free some space or mend "
+                            f"the folder, and the same command goes on from there.") from error
 
 
 def find_checkpoints(path: Path, stage: str) -> Path:
@@ -189,8 +189,9 @@ def read_arrays(folder: Path, abstract_parts: dict[str, Any]) -> dict[str, Any]:
             arguments = ocp.checkpoint_utils.construct_restore_args(abstract_parts)
             return reader.restore(path, ocp.args.PyTreeRestore(abstract_parts, restore_args=arguments, partial_restore=True))
     except (ValueError, KeyError) as error:
-        raise UserError(f"The checkpoint {path.parent} does not fit the config ({str(error).strip().splitlines()[0][:300]}); use "
-                        f"the config that it was trained with.") from error
+        reason = str(error).strip().splitlines()[0][:300]
+        raise UserError(f"The checkpoint {path.parent} does not fit the config ({reason}); use the config that it was "
+                        f"trained with.") from error
 
 
 def versions() -> dict[str, str]:

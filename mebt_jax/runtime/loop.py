@@ -92,7 +92,7 @@ def train(
 
 def restore_latest(stage: str, checkpointer: checkpoints.Checkpointer, state: TrainState,
                    batches: Batches) -> tuple[int, TrainState, list[dict[str, float]]]:
-    """(finished steps, state, metrics since the last log line) of the latest checkpoint, or those of a start; moves `batches`."""
+    """(finished steps, state, metrics since the last log line) of the latest checkpoint or a start; moves `batches`."""
     step = checkpointer.latest_step()
     if step is None:
         return 0, state, []

@@ -33,8 +33,9 @@ def join_cluster(coordinator: str, num_processes: int, process_id: int) -> None:
 def _launched_in_parallel(environment: Mapping[str, str]) -> bool:
     # A bare initialize() raises where there is no cluster, and a one-process allocation gains nothing from it.
     tasks = max(int(environment.get(name, "1")) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    launched = "SLURM_STEP_NODELIST" in environment or "OMPI_COMM_WORLD_SIZE" in environment
     tpu_hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return (tasks > 1 and ("SLURM_STEP_NODELIST" in environment or "OMPI_COMM_WORLD_SIZE" in environment)) or len(tpu_hosts) > 1
+    return (launched and tasks > 1) or len(tpu_hosts) > 1
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -48,18 +49,19 @@ def make_mesh(config: MeshConfig) -> Mesh:
     asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     open_axes = [axis for axis, size in sizes.items() if size == -1]
     if len(open_axes) > 1 or any(size < 1 for size in sizes.values() if size != -1):
-        raise UserError(f"config.mesh has {asked}, but each axis must be at least 1, and at most one of them -1 (all that are left).")
+        raise UserError(f"config.mesh has {asked}, but each axis must be at least 1, and at most one of them -1 (all that "
+                        f"are left).")
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     if fixed > len(devices) or (open_axes and len(devices) % fixed):
-        raise UserError(f"config.mesh asks for {asked}, which does not fit the {len(devices)} {devices[0].platform} device(s) of "
-                        f"this run; choose axes whose product divides {len(devices)}.")
+        raise UserError(f"config.mesh asks for {asked}, which does not fit the {len(devices)} {devices[0].platform} "
+                        f"device(s) of this run; choose axes whose product divides {len(devices)}.")
     for axis in open_axes:
         sizes[axis] = len(devices) // fixed
     used = int(np.prod(list(sizes.values())))
     if used != len(devices) and jax.process_count() > 1:
-        raise UserError(f"config.mesh asks for {asked}, that is {used} devices, but a run of several processes must use all its "
-                        f"{len(devices)}; set one axis to -1.")
-    # Auto: the compiler places intermediate values. make_mesh's own default would make every matrix product name its sharding.
+        raise UserError(f"config.mesh asks for {asked}, that is {used} devices, but a run of several processes must use all "
+                        f"its {len(devices)}; set one axis to -1.")
+    # Auto: the compiler places intermediate values; by default every matrix product would have to name its sharding.
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:used])
 
 
@@ -76,8 +78,8 @@ def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
     """Raises UserError if `batch_size` clips cannot be spread evenly; `field` is the config field to mend."""
     shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
     if batch_size % shards:
-        raise UserError(f"{field} gives {batch_size} clips at a time, which do not spread evenly over the {shards} devices of the "
-                        f"mesh's data and fsdp axes; make it a multiple of {shards} or set config.mesh.")
+        raise UserError(f"{field} gives {batch_size} clips at a time, which do not spread evenly over the {shards} devices "
+                        f"of the mesh's data and fsdp axes; make it a multiple of {shards} or set config.mesh.")
 
 
 def state_sharding(abstract_state: Any, mesh: Mesh, min_elements: int) -> Any:

@@ -53,7 +53,8 @@ class MetricsLog:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()  # a kill may come at any time
         except OSError as error:
-            raise UserError(f"Could not write {self.path} ({error.strerror}); free some space and run the same command again.") from error
+            raise UserError(f"Could not write {self.path} ({error.strerror}); free some space and run the same command "
+                            f"again.") from error
         if self._tensorboard is not None:
             self._tensorboard.write_scalars(step, dict(values))
 
@@ -78,7 +79,7 @@ class StepMetrics:
     """Collects the metrics of each step without holding the device up, for averages over the steps between two log lines."""
 
     def __init__(self, stage: str, checkpointer: Checkpointer, unlogged: list[dict[str, float]]) -> None:
-        """`unlogged` is what the last run had collected when it saved, so that its next line is the same as without a kill."""
+        """`unlogged` is what an earlier run had collected when it saved, so that the next line is as without a kill."""
         self.unlogged = list(unlogged)
         self._stage, self._checkpointer = stage, checkpointer
         self._on_device: list[tuple[int, dict[str, jax.Array]]] = []
@@ -86,7 +87,7 @@ class StepMetrics:
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the scalars of a step that may not have finished yet; "loss" and "gradient_norm" must be among them."""
         if self._on_device:
-            # One step runs while the host prepares the next; without this wait it would queue up hundreds with their batches.
+            # One step runs while the host prepares the next; without this wait hundreds would queue up with their batches.
             jax.block_until_ready(self._on_device[-1][1])
         self._on_device.append((step, metrics))
 

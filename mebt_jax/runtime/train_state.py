@@ -53,7 +53,8 @@ def abstract(state: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
-def apply_gradients(state: TrainState, gradients: Any, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
+def apply_gradients(state: TrainState, gradients: Any, optimizer: optax.GradientTransformation,
+                    ema_decay: float) -> TrainState:
     """One optimizer step, and the average of the weights moved towards the result."""
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -65,8 +66,9 @@ def apply_gradients(state: TrainState, gradients: Any, optimizer: optax.Gradient
     return state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
 
 
-def accumulated_gradients(loss_fn: Callable[..., tuple[jax.Array, Any]], params: Any, batch: Any, pieces: int) -> tuple[Any, Any]:
-    """Gradients of the sum of `loss_fn(params, piece, index) -> (loss, aux)` over the pieces of a batch, and each piece's aux.
+def accumulated_gradients(loss_fn: Callable[..., tuple[jax.Array, Any]], params: Any, batch: Any,
+                          pieces: int) -> tuple[Any, Any]:
+    """Gradients of the sum of `loss_fn(params, piece, index) -> (loss, aux)` over the pieces of a batch, and every aux.
 
     Each leaf [B, ...] of `batch` is cut into `pieces` interleaved pieces (rows i, i + pieces, ...), so that every device
     works on its own rows of every piece. The leaves of the returned aux have a leading axis [pieces].

@@ -47,15 +47,16 @@ def claim(config: Config, workdir: Path) -> None:
     """
     path = workdir / "config.json"
     ours = config_lib.to_dict(config)
-    if path.exists() and _has_results(workdir):  # after a run that failed at once, another try with a mended config is welcome
+    # After a run that failed at once, another try with a mended config is welcome.
+    if path.exists() and _has_results(workdir):
         theirs = read_json(path)
         differing = [name for name in _differing(_flat(theirs), _flat(ours)) if not _matches(name, _NO_RESULT + _MAY_CHANGE)]
         if differing:
             there, here = _flat(theirs), _flat(ours)
             listed = ", ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in differing[:5])
             more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-            raise UserError(f"{workdir} holds a run of another config ({listed}{more}); give another --workdir, or remove that one "
-                            f"to start over.")
+            raise UserError(f"{workdir} holds a run of another config ({listed}{more}); give another --workdir, or remove "
+                            f"that one to start over.")
         if theirs == ours:
             return
     write_json(path, ours)
@@ -80,8 +81,8 @@ def require(config: Config, workdir: Path, stage: str) -> None:
     """Raises UserError if a stage before `stage` is missing or out of date."""
     missing = [name for name in STAGES[:STAGES.index(stage)] if not is_done(config, workdir, name)]
     if missing:
-        raise UserError(f"The {stage} stage needs the {', '.join(missing)} stage{'s' * (len(missing) > 1)} first, not done in "
-                        f"{workdir}; run with --stage={missing[0]} or --stage=all.")
+        raise UserError(f"The {stage} stage needs the {', '.join(missing)} stage{'s' * (len(missing) > 1)} first, not done "
+                        f"in {workdir}; run with --stage={missing[0]} or --stage=all.")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -94,7 +95,8 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"Could not write {path} ({error.strerror}); free some space or choose another --workdir.") from error
+        raise UserError(f"Could not write {path} ({error.strerror}); free some space or choose another --workdir."
+                        ) from error
 
 
 def read_json(path: Path) -> Any:

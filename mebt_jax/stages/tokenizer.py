@@ -79,8 +79,9 @@ def run(config: Config, workdir: Path) -> None:
     batch, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
     jitted_fit = jax.jit(functools.partial(fit_codebook, graphdef=graphdef),
                          in_shardings=(shardings, batch, everywhere), out_shardings=shardings, donate_argnums=0)
-    jitted_step = jax.jit(functools.partial(train_step, graphdef=graphdef, optimizer=optimizer, config=config.tokenizer),
-                          in_shardings=(shardings, batch, everywhere), out_shardings=(shardings, everywhere), donate_argnums=0)
+    step = functools.partial(train_step, graphdef=graphdef, optimizer=optimizer, config=config.tokenizer)
+    jitted_step = jax.jit(step, in_shardings=(shardings, batch, everywhere), out_shardings=(shardings, everywhere),
+                          donate_argnums=0)
     jitted_validation = jax.jit(functools.partial(validation_step, graphdef=graphdef, config=config.tokenizer),
                                 out_shardings=(everywhere, batch))
 
@@ -96,9 +97,10 @@ def run(config: Config, workdir: Path) -> None:
 
     # ---- loop -------------------------------------------------------------------------------------------------------
     meta = {"stage": STAGE, "config": config_lib.to_dict(config), "versions": checkpoints.versions()}
-    state = loop.train(STAGE, directory, training, meta, state, batches, take_step=take_step, validate=validate, best_by="loss")
-    content_hash = tokenizer_hash(state.averaged, state.statistics)
-    workdir_lib.mark_done(config, workdir, STAGE, step=training.steps, tokenizer=content_hash)
+    state = loop.train(STAGE, directory, training, meta, state, batches, take_step=take_step, validate=validate,
+                       best_by="loss")
+    workdir_lib.mark_done(config, workdir, STAGE, step=training.steps,
+                          tokenizer=tokenizer_hash(state.averaged, state.statistics))
 
 
 def train_step(state: TrainState, video: jax.Array, root_key: jax.Array, *, graphdef: nnx.GraphDef,
@@ -122,7 +124,7 @@ def train_step(state: TrainState, video: jax.Array, root_key: jax.Array, *, grap
 
 
 def fit_codebook(state: TrainState, video: jax.Array, key: jax.Array, *, graphdef: nnx.GraphDef) -> TrainState:
-    """Places the codes among the features of a first batch of uint8 clips [B, F, H, W, 3], so that they are used from the start."""
+    """Places the codes among the features of a first batch of uint8 clips [B, F, H, W, 3]: all are used from the start."""
     features = nnx.merge(graphdef, state.params).encode(clips.to_float(video))  # [B, T, H, W, E]
     return state.replace(statistics=quantizers.init_from_features(state.statistics, features, key))
 
@@ -134,8 +136,8 @@ def validation_step(params: nnx.State, codebook: quantizers.Codebook, video: jax
     return {"loss": loss, **output.metrics}, clips.to_uint8(output.reconstruction)
 
 
-def validation(jitted_validation: Callable[..., Any], state: TrainState, held_out: Iterable[Mapping[str, np.ndarray]], mesh: Mesh,
-               picture: Path) -> dict[str, float]:
+def validation(jitted_validation: Callable[..., Any], state: TrainState, held_out: Iterable[Mapping[str, np.ndarray]],
+               mesh: Mesh, picture: Path) -> dict[str, float]:
     """Means of the metrics over the held-out batches, with averaged weights; draws real and reconstructed clips."""
     collected: list[dict[str, jax.Array]] = []
     for rows in held_out:
@@ -177,8 +179,8 @@ def load_tokenizer(config: Config, workdir: Path, mesh: Mesh) -> TrainedTokenize
     ours = config_lib.to_dict(config)[STAGE]
     for name in ("compression", "patch", "hidden", "codes", "code_width"):
         if theirs[name] != ours[name]:
-            raise UserError(f"The tokenizer in {folder} has {name} {theirs[name]}, but config.tokenizer.{name} is {ours[name]}; "
-                            f"set it to {theirs[name]} or use another tokenizer.")
+            raise UserError(f"The tokenizer in {folder} has {name} {theirs[name]}, but config.tokenizer.{name} is "
+                            f"{ours[name]}; set it to {theirs[name]} or use another tokenizer.")
     graphdef, params = abstract_tokenizer(config)
     weights = "ema" if theirs["training"]["ema_decay"] > 0 else "params"
     codebook = jax.eval_shape(functools.partial(quantizers.init_codebook, config.tokenizer), jax.random.key(0))

@@ -94,20 +94,22 @@ def run(config: Config, workdir: Path) -> None:
                                 static_argnames="shape", out_shardings=mesh_lib.replicated(mesh))
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
-        draw_pictures(config, graphdef, state.averaged, encoder, held_out_codes[0], directory / "pictures" / f"step_{step:08d}.png")
+        picture = directory / "pictures" / f"step_{step:08d}.png"
+        draw_pictures(config, graphdef, state.averaged, encoder, held_out_codes[0], picture)
         return validation(jitted_validation, state.averaged, held_out_codes, config, mesh)
 
     # ---- loop -------------------------------------------------------------------------------------------------------
     meta = {"stage": STAGE, "tokenizer": tokenizer.content_hash, "config": config_lib.to_dict(config),
             "versions": checkpoints.versions()}
-    state = loop.train(STAGE, directory, training, meta, state, batches, take_step=take_step, validate=validate, best_by="nll")
+    state = loop.train(STAGE, directory, training, meta, state, batches, take_step=take_step, validate=validate,
+                       best_by="nll")
     workdir_lib.mark_done(config, workdir, STAGE, step=training.steps, tokenizer=tokenizer.content_hash,
                           weights=checkpoints.content_hash(state.averaged), compiled_steps=step_of.cache_info().misses)
 
 
 def step_programs(config: Config, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, shardings: Any,
                   mesh: Mesh) -> Callable[[StepShape], Callable[..., tuple[TrainState, dict[str, jax.Array]]]]:
-    """StepShape -> jitted `train_step` of these array sizes, made once each; there are at most as many as `all_shapes` lists."""
+    """StepShape -> jitted `train_step` of these array sizes, made once each; at most as many as `all_shapes` lists."""
     batch, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
     possible = all_shapes(config.masking, config.grid)
 
@@ -126,7 +128,7 @@ def step_programs(config: Config, graphdef: nnx.GraphDef, optimizer: optax.Gradi
 def train_step(state: TrainState, codes: jax.Array, interval: jax.Array, num_context: jax.Array, num_targets: jax.Array,
                root_key: jax.Array, *, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation,
                config: TransformerConfig, shape: StepShape) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step on codes [B, T, H, W]; `interval` [], `num_context` and `num_targets` [B] are those of a MaskDraw."""
+    """One optimizer step on codes [B, T, H, W]; `interval` [], `num_context`, `num_targets` [B] are those of a MaskDraw."""
     split_key, dropout_key = jax.random.split(jax.random.fold_in(root_key, state.step))
     split = split_tokens(split_key, codes, interval, num_context, num_targets, shape=shape)
     total = split.target_valid.sum()
@@ -146,7 +148,8 @@ def train_step(state: TrainState, codes: jax.Array, interval: jax.Array, num_con
 
 
 def validation_step(params: nnx.State, codes: jax.Array, interval: jax.Array, num_context: jax.Array, num_targets: jax.Array,
-                    key: jax.Array, *, graphdef: nnx.GraphDef, config: TransformerConfig, shape: StepShape) -> dict[str, jax.Array]:
+                    key: jax.Array, *, graphdef: nnx.GraphDef, config: TransformerConfig,
+                    shape: StepShape) -> dict[str, jax.Array]:
     """Metrics of predicting the targets of one draw in codes [B, T, H, W]."""
     split = split_tokens(key, codes, interval, num_context, num_targets, shape=shape)
     output = predict(nnx.merge(graphdef, params), split, config, key=None)
@@ -155,8 +158,8 @@ def validation_step(params: nnx.State, codes: jax.Array, interval: jax.Array, nu
 
 def predict(model: MeBT, split: Split, config: TransformerConfig, key: jax.Array | None) -> Any:
     """LossOutput of predicting the targets of `split` from its context."""
-    hidden = model(split.context_codes, split.context_positions, split.context_valid, split.target_positions, split.target_valid,
-                   key=key)  # [B, M, D]
+    hidden = model(split.context_codes, split.context_positions, split.context_valid, split.target_positions,
+                   split.target_valid, key=key)  # [B, M, D]
     return masked_cross_entropy(model, hidden, split.target_codes, split.target_valid, block=config.loss_block,
                                 label_smoothing=config.label_smoothing)
 
@@ -174,11 +177,12 @@ def place(draw: MaskDraw, mesh: Mesh) -> tuple[jax.Array, jax.Array, jax.Array]:
 # ---- validation -----------------------------------------------------------------------------------------------------------
 
 
-def validation(jitted_validation: Callable[..., dict[str, jax.Array]], params: nnx.State, held_out_codes: Sequence[jax.Array],
-               config: Config, mesh: Mesh) -> dict[str, float]:
-    """Mean "nll" (nats per token) and "accuracy" over fixed draws of whole clips, at mask ratios spread evenly over the schedule.
+def validation(jitted_validation: Callable[..., dict[str, jax.Array]], params: nnx.State,
+               held_out_codes: Sequence[jax.Array], config: Config, mesh: Mesh) -> dict[str, float]:
+    """Mean "nll" (nats per token) and "accuracy" over fixed draws of whole clips.
 
-    Every call makes the same draws, so that the numbers of different steps compare.
+    The mask ratios are spread evenly over the schedule, and every ratio counts alike, as in training. Every call makes
+    the same draws, so that the numbers of different steps compare.
     """
     draws = [(codes, (i + (b + 0.5) / len(held_out_codes)) / VALIDATION_RATIOS)
              for b, codes in enumerate(held_out_codes) for i in range(VALIDATION_RATIOS)]
@@ -201,7 +205,7 @@ def draw_at(config: Config, batch_size: int, u: float) -> MaskDraw:
 
 def draw_pictures(config: Config, graphdef: nnx.GraphDef, params: nnx.State, encoder: "TokenizerOnMesh", codes: jax.Array,
                   path: Path) -> None:
-    """Contact sheet: clips rebuilt from their codes, the same with half of the codes predicted, and clips made from nothing."""
+    """Contact sheet: clips rebuilt from their codes, the same with half of the codes predicted, and generated clips."""
     sharding = mesh_lib.batch_sharding(encoder.mesh)
     tokens = int(np.prod(config.grid))
     known = np.random.default_rng(config.runtime.seed).permutation(tokens) < int((1 - PICTURED_RATIO) * tokens)  # [N]
@@ -284,9 +288,9 @@ def refuse_other_tokenizer(folder: Path, tokenizer_hash: str) -> None:
     if checkpoints.has_checkpoint(folder):
         trained_on = checkpoints.read_meta(folder)["tokenizer"]
         if trained_on != tokenizer_hash:
-            raise UserError(f"The transformer in {folder} was trained on the codes of tokenizer {trained_on}, but the tokenizer here "
-                            f"is {tokenizer_hash}, whose codes mean other things; use that tokenizer, or remove {folder.parent} to "
-                            f"train a transformer for this one.")
+            raise UserError(f"The transformer in {folder} was trained on the codes of tokenizer {trained_on}, but the "
+                            f"tokenizer here is {tokenizer_hash}, whose codes mean other things; use that tokenizer, or "
+                            f"remove {folder.parent} to train a transformer for this one.")
 
 
 def start_weights(config: Config, state: TrainState, mesh: Mesh, tokenizer_hash: str) -> TrainState:

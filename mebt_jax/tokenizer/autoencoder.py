@@ -1,8 +1,9 @@
 """The tokenizer's network: video to features and back, with the codebook of `quantizers.py` in between.
 
-With `patch == (1, 1, 1)` it computes what the official 3D VQGAN computes (mebt/vqgan.py, the same as TATS); a larger
+With `patch == (1, 1, 1)` it computes what the official 3D VQGAN computes (mebt/vqgan.py, the same as TATS). A larger
 patch folds pixels into channels before the first convolution and out of them after the last, so that the same network
-runs at a lower resolution.
+runs at a lower resolution, and adds a linear shortcut around it (the idea of the residual autoencoder of DC-AE,
+arXiv 2410.10733): the network then only learns what a linear map of the pixels cannot do, and short runs get far.
 """
 
 import jax
@@ -16,28 +17,41 @@ from mebt_jax.tokenizer.convolutions import SameConv3d, SameConvTranspose3d, Siz
 
 COLOURS = 3
 OUTPUT_GAIN = 0.1  # of the last convolution: an untrained decoder paints mid-grey instead of noise
+# Of the last convolution of the encoder beside a shortcut, which should lead at first.
+FEATURE_GAIN = 0.3
 
 
 class Tokenizer(nnx.Module):
     """Encoder, decoder and the projections to and from the code width; the codebook is not a part of it."""
 
     def __init__(self, config: TokenizerConfig, *, rngs: nnx.Rngs):
-        self.patch = config.patch
+        self.patch, self.compression = config.patch, config.compression
         dtype = jnp.dtype(config.dtype)
         strides = level_strides(config.compression, config.patch)
         top = config.hidden * 2**len(strides)
         self.encoder = Encoder(config.hidden, config.patch, strides, dtype=dtype, rngs=rngs)
-        self.to_features = SameConv3d(top, config.code_width, (1, 1, 1), dtype=dtype, rngs=rngs)
+        folded = config.patch != (1, 1, 1)
+        gain = FEATURE_GAIN if folded else 1.0
+        self.to_features = SameConv3d(top, config.code_width, (1, 1, 1), dtype=dtype, gain=gain, rngs=rngs)
         self.from_embeddings = SameConv3d(config.code_width, top, (1, 1, 1), dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config.hidden, config.patch, strides, dtype=dtype, rngs=rngs)
+        if folded:
+            self.shortcut_in = shortcut(patch_channels(config.compression), config.code_width, dtype=dtype, rngs=rngs)
+            self.shortcut_out = shortcut(config.code_width, patch_channels(config.compression), dtype=dtype, rngs=rngs)
 
     def encode(self, video: jax.Array) -> jax.Array:
         """Video in [-0.5, 0.5], [B, F, H, W, 3] -> features before quantization, float32 [B, T, H, W, E]."""
-        return self.to_features(self.encoder(fold_patches(video, self.patch))).astype(jnp.float32)
+        features = self.to_features(self.encoder(fold_patches(video, self.patch)))
+        if self.patch != (1, 1, 1):
+            features = features + self.shortcut_in(fold_patches(video, self.compression))
+        return features.astype(jnp.float32)
 
     def decode(self, embeddings: jax.Array) -> jax.Array:
         """Embeddings [B, T, H, W, E] -> video, float32 [B, F, H, W, 3], near [-0.5, 0.5] but not clipped to it."""
-        return unfold_patches(self.decoder(self.from_embeddings(embeddings)), self.patch).astype(jnp.float32)
+        video = unfold_patches(self.decoder(self.from_embeddings(embeddings)), self.patch)
+        if self.patch != (1, 1, 1):
+            video = video + unfold_patches(self.shortcut_out(embeddings), self.compression)
+        return video.astype(jnp.float32)
 
 
 def encode_to_codes(tokenizer: Tokenizer, codebook: quantizers.Codebook, video: jax.Array) -> jax.Array:
@@ -147,6 +161,11 @@ class ResidualBlock(nnx.Module):
 def level_kernel(strides: Size) -> Size:
     """Kernel size of a level's own convolution: 4 on all axes if any is strided (official), else 3."""
     return (3, 3, 3) if strides == (1, 1, 1) else (4, 4, 4)
+
+
+def shortcut(inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """Linear map that starts as a (partial) isometry, so that in and out again begins as a projection of the pixels."""
+    return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.orthogonal(), dtype=dtype, rngs=rngs)
 
 
 def patch_channels(patch: Size) -> int:

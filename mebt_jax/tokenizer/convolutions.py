@@ -18,7 +18,7 @@ Size = tuple[int, int, int]  # (time, height, width)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: Size = (1, 1, 1)) -> jax.Array:
-    """Convolution without padding, [B, F, H, W, I] * [f, h, w, I, O] -> [B, F', H', W', O] with F' = (F - f) // stride + 1."""
+    """Unpadded convolution, [B, F, H, W, I] with kernel [f, h, w, I, O] -> [B, F', H', W', O], F' = (F - f) // stride + 1."""
     if jax.default_backend() == "cpu":
         return convolve_by_taps(x, kernel, strides)
     return convolve_directly(x, kernel, strides)
@@ -36,7 +36,8 @@ def convolve_by_taps(x: jax.Array, kernel: jax.Array, strides: Size = (1, 1, 1))
     total = None
     for tap in range(taps):
         frames = rearrange(x[:, tap:tap + span:stride], "b f h w c -> (b f) h w c")
-        part = lax.conv_general_dilated(frames, kernel[tap], strides[1:], "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        part = lax.conv_general_dilated(frames, kernel[tap], strides[1:], "VALID",
+                                        dimension_numbers=("NHWC", "HWIO", "NHWC"))
         total = part if total is None else total + part
     return rearrange(total, "(b f) h w c -> b f h w c", b=batch)
 
@@ -73,13 +74,19 @@ def pad_same(x: jax.Array, kernel_size: Size, strides: Size) -> jax.Array:
     return jnp.pad(x, [(0, 0), *((t - t // 2, t // 2) for t in totals), (0, 0)], mode="edge")
 
 
+def draw_kernel(key: jax.Array, shape: tuple[int, ...], gain: float) -> jax.Array:
+    """Uniform kernel [f, h, w, I, O] that multiplies the standard deviation of white input by `gain`."""
+    bound = gain * (3 / math.prod(shape[:-1]))**0.5
+    # Drawn flat: XLA's CPU compiler takes seconds for every five-dimensional draw.
+    return jax.random.uniform(key, (math.prod(shape),), minval=-bound, maxval=bound).reshape(shape)
+
+
 class SameConv3d(nnx.Module):
     """Strided convolution whose output has input size / stride; parameters `kernel` [f, h, w, I, O] and `bias` [O]."""
 
     def __init__(self, inputs: int, outputs: int, kernel_size: Size, strides: Size = (1, 1, 1), *, dtype: jnp.dtype,
                  gain: float = 1.0, rngs: nnx.Rngs):
-        initializer = nnx.initializers.variance_scaling(gain**2, "fan_in", "uniform")
-        self.kernel = nnx.Param(initializer(rngs.params(), (*kernel_size, inputs, outputs)))
+        self.kernel = nnx.Param(draw_kernel(rngs.params(), (*kernel_size, inputs, outputs), gain))
         self.bias = nnx.Param(jnp.zeros((outputs,)))
         self.kernel_size, self.strides, self.dtype = kernel_size, strides, dtype
 
@@ -94,9 +101,9 @@ class SameConvTranspose3d(nnx.Module):
     """Transposed convolution whose output has input size * stride; parameters `kernel` [f, h, w, I, O] and `bias` [O]."""
 
     def __init__(self, inputs: int, outputs: int, kernel_size: Size, strides: Size, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        # An output meets only 1 / prod(strides) of the kernel, hence the larger variance.
-        initializer = nnx.initializers.variance_scaling(math.prod(strides), "fan_in", "uniform")
-        self.kernel = nnx.Param(initializer(rngs.params(), (*kernel_size, inputs, outputs)))
+        # An output meets only 1 / prod(strides) of the kernel, hence the larger gain.
+        gain = math.prod(strides)**0.5
+        self.kernel = nnx.Param(draw_kernel(rngs.params(), (*kernel_size, inputs, outputs), gain))
         self.bias = nnx.Param(jnp.zeros((outputs,)))
         self.kernel_size, self.strides, self.dtype = kernel_size, strides, dtype
 

@@ -101,7 +101,8 @@ def test_what_does_not_fit_is_listed_by_name(state_dict):
     broken["pre_vq_conv.conv.bias"] = np.zeros(7)
     with pytest.raises(UserError) as error:
         tokenizer_from_official(broken, CONFIG)
-    for problem in ("codebook.N is missing", "encoder.extra is unknown", "pre_vq_conv.conv.bias has shape (7,) instead of (8,)"):
+    for problem in ("codebook.N is missing", "encoder.extra is unknown",
+                    "pre_vq_conv.conv.bias has shape (7,) instead of (8,)"):
         assert problem in str(error.value)
 
 

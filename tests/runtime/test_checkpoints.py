@@ -128,5 +128,5 @@ def test_a_checkpoint_cut_short_by_a_kill_is_ignored(tmp_path):
 
 def run_python(program, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    return subprocess.run([sys.executable, "-c", program, *map(str, arguments)], env=environment, capture_output=True, text=True,
-                          timeout=120, check=False)
+    return subprocess.run([sys.executable, "-c", program, *map(str, arguments)], env=environment, capture_output=True,
+                          text=True, timeout=120, check=False)

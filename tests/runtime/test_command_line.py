@@ -14,8 +14,10 @@ def from_the_root(monkeypatch, request):
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
-    ([CONFIG, "--config.transformer.widht=3"], r"Unknown config field config\.transformer\.widht; did you mean config\.transformer\.width\?"),
-    ([CONFIG, "--config.transfrmer.width=3"], r"Unknown config field config\.transfrmer\.width; did you mean config\.transformer\.width\?"),
+    ([CONFIG, "--config.transformer.widht=3"],
+     r"^Unknown config field config.transformer.widht; did you mean config.transformer.width\?$"),
+    ([CONFIG, "--config.transfrmer.width=3"],
+     r"^Unknown config field config.transfrmer.width; did you mean config.transformer.width\?$"),
     ([CONFIG, "--config.zzz=3"], r"Unknown config field config\.zzz; configs/base\.py lists every field\."),
     ([CONFIG, "--config.transformer.width=wide"], r"--config\.transformer\.width=wide"),
     ([CONFIG, "--wrokdir=x"], "wrokdir.*workdir"),

@@ -47,10 +47,12 @@ def test_losses_do_not_depend_on_the_mesh_and_parameters_really_split():
     for axes in ({"mesh__data": 8}, {"mesh__data": 2, "mesh__fsdp": 4}):
         losses, state = train(3, **axes)
         np.testing.assert_allclose(losses, single, rtol=1e-5, atol=1e-5)
-    split = [leaf for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)) if leaf.size >= 512 and leaf.ndim > 1]
+    arrays = jax.tree.leaves((state.params, state.ema, state.opt_state))
+    split = [leaf for leaf in arrays if leaf.size >= 512 and leaf.ndim > 1]
     assert split and all(leaf.addressable_shards[0].data.size * 4 == leaf.size for leaf in split)
 
 
+@pytest.mark.slow
 def test_accumulation_takes_the_same_step():
     # Random restarts of codes see the rows in the same order, so even those agree.
     losses, state = train(3, mesh__data=1)

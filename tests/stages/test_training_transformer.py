@@ -33,7 +33,8 @@ def train(steps, **overrides):
         lambda: new_state(nnx.state(stage.new_transformer(config, nnx.Rngs(0)), nnx.Param), optimizer, ema=True),
         mesh, config.runtime.fsdp_min_elements)
     (shape,) = all_shapes(config.masking, config.grid)
-    step = jax.jit(functools.partial(stage.train_step, graphdef=graphdef, optimizer=optimizer, config=config.transformer, shape=shape),
+    step = jax.jit(functools.partial(stage.train_step, graphdef=graphdef, optimizer=optimizer, config=config.transformer,
+                                     shape=shape),
                    out_shardings=(shardings, mesh_lib.replicated(mesh)), donate_argnums=0)
     losses = []
     for i in range(steps):
@@ -49,7 +50,8 @@ def test_losses_do_not_depend_on_the_mesh_and_parameters_really_split():
     for axes in ({"mesh__data": 8}, {"mesh__data": 2, "mesh__fsdp": 4}):
         losses, state = train(3, **axes)
         np.testing.assert_allclose(losses, single, rtol=1e-5, atol=1e-5)
-    split = [leaf for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)) if leaf.size >= 512 and leaf.ndim > 1]
+    arrays = jax.tree.leaves((state.params, state.ema, state.opt_state))
+    split = [leaf for leaf in arrays if leaf.size >= 512 and leaf.ndim > 1]
     assert split and all(leaf.addressable_shards[0].data.size * 4 == leaf.size for leaf in split)
 
 
@@ -63,7 +65,8 @@ def test_accumulation_weights_pieces_by_their_targets():
 
 def test_a_run_that_was_killed_ends_like_one_that_was_not(tokenizer_run, compilation_cache, tmp_path):
     overrides = {"tokenizer__checkpoint": str(tokenizer_run.workdir)} | LONG_TRANSFORMER
-    whole, command = (Command(tmp_path / name, compilation_cache, "transformer", **overrides) for name in ("whole", "killed"))
+    whole, command = (Command(tmp_path / name, compilation_cache, "transformer", **overrides)
+                      for name in ("whole", "killed"))
     for one in (whole, command):
         workdir_lib.mark_done(one.config, one.workdir, "tokenizer")
     whole.run()
@@ -82,8 +85,9 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(tokenizer_run, compila
 
 @pytest.mark.slow
 def test_every_program_is_among_those_announced(tokenizer_run, tmp_path):
-    config = from_config_dict(tiny_config(tokenizer__checkpoint=str(tokenizer_run.workdir), masking__interval_schedule="uniform",
-                                          masking__splits=2, mesh__data=1, transformer__training__steps=20))
+    config = from_config_dict(tiny_config(
+        tokenizer__checkpoint=str(tokenizer_run.workdir), masking__interval_schedule="uniform", masking__splits=2,
+        mesh__data=1, transformer__training__steps=20))
     data.run(config, tmp_path)
     stage.run(config, tmp_path)
     done = workdir_lib.read_json(tmp_path / "transformer" / "done.json")

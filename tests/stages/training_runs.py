@@ -30,14 +30,14 @@ class Command:
         workdir_lib.claim(self.config, workdir)
         data.run(self.config, workdir)
         fields = [f"--config.{name.replace('__', '.')}={value}" for name, value in overrides.items()]
-        self.arguments = [sys.executable, "-m", "mebt_jax.main", f"--config={ROOT}/tests/tiny_config.py", f"--workdir={workdir}",
-                          f"--stage={stage}", *fields]
+        self.arguments = [sys.executable, "-m", "mebt_jax.main", f"--config={ROOT}/tests/tiny_config.py",
+                          f"--workdir={workdir}", f"--stage={stage}", *fields]
         # One device, and a compiler in a hurry.
         self.environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
     def start(self) -> subprocess.Popen:
-        return subprocess.Popen(self.arguments, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                text=True)
+        return subprocess.Popen(self.arguments, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, text=True)
 
     def run(self) -> str:
         """Runs to the end and returns what it printed."""
@@ -47,7 +47,7 @@ class Command:
         return output
 
     def stop(self, number: signal.Signals, delay: float) -> str:
-        """Starts, sends a signal `delay` seconds after the next checkpoint, and returns what it printed; it must not have finished."""
+        """Starts, sends a signal `delay` seconds after the next checkpoint, and returns what was printed until then."""
         before = self.steps()
         process = self.start()
         deadline = time.monotonic() + TIMEOUT
