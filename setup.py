@@ -30,7 +30,7 @@ setup(
     python_requires=">=3.11,<3.14",
     install_requires=CORE,
     extras_require={
-        "test": ["pytest>=8,<10"],
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4"],
         "tensorboard": ["tensorflow-cpu>=2.20,<3", "tensorboard>=2.20,<3"],
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "cuda12": ["jax[cuda12]>=0.10,<0.12"],

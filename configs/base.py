@@ -113,6 +113,8 @@ def get_config() -> ConfigDict:
     transformer.latents = 256
     # "paper" computes what the official code computes, quirks included; "modern" is a plain pre-norm residual.
     transformer.flavour = "paper"
+    # Where positions and latents start: "official" is noise; "grid" is waves over (t, h, w), from which short runs learn faster.
+    transformer.initialization = "official"
     # Dropout rates on embeddings, block outputs and attention weights.
     transformer.embedding_dropout = 0.0
     transformer.residual_dropout = 0.0
@@ -154,7 +156,8 @@ def get_config() -> ConfigDict:
     sample.seed = 0
     # Share of tokens still masked after step s of S is schedule(s / S) (MaskGIT's cosine).
     sample.mask_schedule = "cosine"
-    # S, draft steps; choice temperature of the Gumbel noise on the confidence; temperature of the token distribution.
+    # S, draft steps; choice temperature of the Gumbel noise on the confidence; temperature of the token distribution. This
+    # temperature and the two filters below are the draft's; as in the official scripts the other passes use no filter.
     sample.draft_steps = 32
     sample.choice_temperature = 2.0
     sample.temperature = 1.0

@@ -20,14 +20,14 @@ def get_config() -> ConfigDict:
     config.tokenizer.compression = (4, 4, 4)
     config.tokenizer.patch = (4, 4, 4)
     config.tokenizer.hidden = 32
-    config.tokenizer.codes = 256
+    config.tokenizer.codes = 512
     config.tokenizer.code_width = 32
     # Short runs need a codebook that follows quickly, and small batches count few features per code.
     config.tokenizer.codebook_decay = 0.9
     config.tokenizer.restart_threshold = 0.1
     config.tokenizer.l1_weight = 1.0
     config.tokenizer.l2_weight = 4.0
-    config.tokenizer.training.steps = 1_500
+    config.tokenizer.training.steps = 1_800
     config.tokenizer.training.batch_size = 4
     config.tokenizer.training.learning_rate = 2e-3
     config.tokenizer.training.warmup_steps = 50
@@ -43,21 +43,23 @@ def get_config() -> ConfigDict:
     config.transformer.width = 128
     config.transformer.heads = 4
     config.transformer.latents = 64
+    config.transformer.initialization = "grid"
     config.transformer.dtype = "float32"
     config.transformer.remat = "none"
-    config.transformer.training.steps = 1_000
-    config.transformer.training.batch_size = 16
+    config.transformer.training.steps = 1_600
+    config.transformer.training.batch_size = 8
     config.transformer.training.learning_rate = 2e-3
     config.transformer.training.warmup_steps = 100
     config.transformer.training.decay = "cosine"
     config.transformer.training.ema_decay = 0.99
-    config.transformer.training.validate_every = 500
-    config.transformer.training.checkpoint_every = 250
+    config.transformer.training.validate_every = 800
+    config.transformer.training.validation_batches = 4
+    config.transformer.training.checkpoint_every = 400
     config.masking.interval_schedule = "longest"
     config.masking.splits = 2
 
     config.sample.clips = 16
-    config.sample.batch_size = 16
+    config.sample.batch_size = 8
     config.sample.draft_steps = 16
     config.sample.choice_temperature = 4.0
     config.sample.top_k = 0
@@ -67,4 +69,6 @@ def get_config() -> ConfigDict:
     config.sample.revise_temperature = 0.7
     config.sample.frames_per_second = 8.0
     config.evaluate.clips = 64
+    # A clip this small gains nothing from a second device.
+    config.mesh.data = 1
     return config

@@ -15,4 +15,9 @@ def get_config() -> ConfigDict:
     config.name = "folder"
     config.data.source = "folder"
     config.data.resolution = 64
+    config.mesh.data = -1
+
+    config.tokenizer.compression = (4, 8, 8)
+    config.tokenizer.patch = (4, 4, 4)
+    config.tokenizer.codes = 1024
     return config

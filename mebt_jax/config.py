@@ -19,6 +19,7 @@ from mebt_jax.errors import UserError
 
 BLOCK_KINDS = ("encode", "latent", "update", "decode", "full", "maskgit")
 FLAVOURS = ("paper", "modern")
+INITIALIZATIONS = ("official", "grid")
 REMAT_POLICIES = ("none", "block", "dots")
 DTYPES = ("float32", "bfloat16")
 DATA_SOURCES = ("moving_shapes", "folder", "ucf101", "sky_timelapse", "taichi_hd")
@@ -88,6 +89,7 @@ class TransformerConfig:
     heads: int
     latents: int
     flavour: str
+    initialization: str
     embedding_dropout: float
     residual_dropout: float
     attention_dropout: float
@@ -229,6 +231,7 @@ def _check_values(config: Config) -> None:
         "tokenizer.training.decay": (config.tokenizer.training.decay, LEARNING_RATE_DECAYS),
         "transformer.dtype": (config.transformer.dtype, DTYPES),
         "transformer.flavour": (config.transformer.flavour, FLAVOURS),
+        "transformer.initialization": (config.transformer.initialization, INITIALIZATIONS),
         "transformer.remat": (config.transformer.remat, REMAT_POLICIES),
         "transformer.training.decay": (config.transformer.training.decay, LEARNING_RATE_DECAYS),
         "masking.ratio_schedule": (config.masking.ratio_schedule, RATIO_SCHEDULES),
@@ -258,8 +261,13 @@ def _check_values(config: Config) -> None:
         if training.batch_size < 1 or training.accumulation < 1 or training.batch_size % training.accumulation:
             raise UserError(f"config.{name}.training.batch_size is {training.batch_size}, which must be a positive multiple of "
                             f"config.{name}.training.accumulation {training.accumulation}.")
+    if not 0 <= config.sample.top_k <= config.tokenizer.codes or not 0 < config.sample.top_p <= 1:
+        raise UserError(f"config.sample.top_k is {config.sample.top_k} and top_p is {config.sample.top_p}, but they must lie between 0 "
+                        f"and the {config.tokenizer.codes} codes, and above 0 and up to 1.")
     positive = {
-        "data.frame_stride": config.data.frame_stride, "sample.clips": config.sample.clips,
+        "data.frame_stride": config.data.frame_stride, "data.train_clips": config.data.train_clips,
+        "data.validation_clips": config.data.validation_clips, "data.record_frames": config.data.record_frames,
+        "sample.clips": config.sample.clips,
         "sample.batch_size": config.sample.batch_size, "sample.draft_steps": config.sample.draft_steps,
         "evaluate.clips": config.evaluate.clips, "evaluate.batch_size": config.evaluate.batch_size,
         "masking.splits": config.masking.splits, "transformer.loss_block": config.transformer.loss_block,

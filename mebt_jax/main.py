@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ lies beside the package and is imported by its own files
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mebt_jax.config import from_config_dict
@@ -31,6 +31,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Number of this process, with
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"Unknown argument {argv[1]!r}; flags begin with --, such as --config=configs/demo.py.")
+    logging.set_verbosity(logging.WARNING)  # JAX tells at INFO of each kind of device that this machine does not have
     config = from_config_dict(CONFIG.value)
     workdir = Path(WORKDIR.value or Path("runs") / config.name)
     mesh.join_cluster(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)

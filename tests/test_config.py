@@ -91,6 +91,8 @@ def test_unknown_field_names_the_nearest_valid_one():
     ("data", "resolution", 100, "compression of 8 does not divide"),
     ("data", "frames", 30, "use a multiple of 4"),
     ("masking", "splits", 0, "must be at least 1"),
+    ("data", "train_clips", 0, "must be at least 1"),
+    ("sample", "top_k", 100_000, "between 0 and the 16384 codes"),
 ])
 def test_ill_typed_or_impossible_values_are_named(group, field, value, words):
     config = ConfigDict(base.get_config().to_dict(), type_safe=False)

@@ -31,6 +31,7 @@ UNPLOTTED = ("learning_rate", "gradient_norm", "interval", "l2", "commitment")  
 # The protocol of every number; {n} held-out clips, {m} on each side of a distance, {v} codes.
 DEFINITIONS = {
     "tokenizer/psnr": "dB, peak 1: mean over {n} held-out clips of the PSNR of each whole clip, uint8 against uint8",
+    "tokenizer/train_psnr": "the same over as many training clips",
     "tokenizer/ssim": "mean over {n} held-out clips, their frames and channels; Gaussian window 11, sigma 1.5",
     "tokenizer/l1": "mean absolute difference of values in [0, 1] over {n} held-out clips",
     "tokenizer/usage": "share of the {v} codes that occur in {n} held-out clips",
@@ -90,6 +91,7 @@ def run(config: Config, workdir: Path) -> None:
 
     # ---- numbers ----------------------------------------------------------------------------------------------------
     values = tokenizer_numbers(held_out, config.tokenizer.codes)
+    values["tokenizer/train_psnr"] = float(train.measures["psnr"].mean())
     values |= transformer_numbers(config, transformer, held_out.device_codes, mesh)
     values |= unigram_numbers(held_out.codes, train.codes, config.tokenizer.codes)
     values["nll_over_unigram_entropy"] = values["transformer/nll"] / max(values["unigram/entropy"], 1e-9)

@@ -25,6 +25,7 @@ from mebt_jax.runtime.train_state import TrainState, accumulated_gradients, appl
 from mebt_jax.sampling import decode, plan
 from mebt_jax.stages.tokenizer import TrainedTokenizer, load_tokenizer
 from mebt_jax.tokenizer import autoencoder
+from mebt_jax.transformer.initialization import place_on_grid
 from mebt_jax.transformer.loss import masked_cross_entropy
 from mebt_jax.transformer.model import MeBT
 
@@ -256,7 +257,10 @@ def decode_clips(params: nnx.State, codebook: Any, codes: jax.Array, *, graphdef
 
 
 def new_transformer(config: Config, rngs: nnx.Rngs) -> MeBT:
-    return MeBT(config.transformer, num_codes=config.tokenizer.codes, num_positions=int(np.prod(config.grid)), rngs=rngs)
+    model = MeBT(config.transformer, num_codes=config.tokenizer.codes, num_positions=int(np.prod(config.grid)), rngs=rngs)
+    if config.transformer.initialization == "grid":
+        place_on_grid(model, config.grid)
+    return model
 
 
 def abstract_transformer(config: Config) -> tuple[nnx.GraphDef, nnx.State]:

@@ -55,6 +55,7 @@ def test_losses_do_not_depend_on_the_mesh_and_parameters_really_split():
     assert split and all(leaf.addressable_shards[0].data.size * 4 == leaf.size for leaf in split)
 
 
+@pytest.mark.slow
 def test_accumulation_weights_pieces_by_their_targets():
     # With a ratio per clip the pieces have different numbers of targets, and a mean of means would be wrong.
     ratios = {"mesh__data": 1, "masking__ratio_per_sample": True}
@@ -63,6 +64,7 @@ def test_accumulation_weights_pieces_by_their_targets():
     np.testing.assert_allclose(accumulated, losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_ends_like_one_that_was_not(tokenizer_run, compilation_cache, tmp_path):
     overrides = {"tokenizer__checkpoint": str(tokenizer_run.workdir)} | LONG_TRANSFORMER
     whole, command = (Command(tmp_path / name, compilation_cache, "transformer", **overrides)
