@@ -1,8 +1,11 @@
-"""Any folder of videos at 64x64: the whole pipeline on your own clips, on a laptop or one GPU.
+"""Any folder of videos, 16 frames of 64x64: the whole pipeline on your own clips, on a laptop or one GPU.
 
     python -m mebt_jax.main --config=configs/folder.py --config.data.path=DIR
 
-DIR holds mp4, mkv, avi, mov, webm or GIF files, folders of frames, or frame lists (docs/data.md).
+DIR holds mp4, mkv, avi, mov, webm or GIF files, folders of frames, or frame lists (docs/data.md). The sizes and steps are
+those of a CPU run of a quarter of an hour, which learns a handful of scenes by heart; for more videos raise
+config.tokenizer.training.steps, config.transformer.training.steps and config.transformer.width, and on several devices
+the batch sizes and config.mesh.data.
 """
 
 from ml_collections import ConfigDict
@@ -15,9 +18,11 @@ def get_config() -> ConfigDict:
     config.name = "folder"
     config.data.source = "folder"
     config.data.resolution = 64
-    config.mesh.data = -1
 
     config.tokenizer.compression = (4, 8, 8)
     config.tokenizer.patch = (4, 4, 4)
     config.tokenizer.codes = 1024
+    config.tokenizer.training.steps = 2_000
+
+    config.transformer.training.steps = 1_200
     return config
