@@ -3,7 +3,7 @@
     python -m mebt_jax.main --config=configs/folder.py --config.data.path=DIR
 
 DIR holds mp4, mkv, avi, mov, webm or GIF files, folders of frames, or frame lists (docs/data.md). The sizes and steps are
-those of a CPU run of a quarter of an hour, which learns a handful of scenes by heart; for more videos raise
+meant for a handful of scenes on 2 CPU cores, about 25 minutes by its step times there; for more videos raise
 config.tokenizer.training.steps, config.transformer.training.steps and config.transformer.width, and on several devices
 the batch sizes and config.mesh.data.
 """
