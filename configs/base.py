@@ -113,7 +113,8 @@ def get_config() -> ConfigDict:
     transformer.latents = 256
     # "paper" computes what the official code computes, quirks included; "modern" is a plain pre-norm residual.
     transformer.flavour = "paper"
-    # Where positions and latents start: "official" is noise; "grid" is waves over (t, h, w), from which short runs learn faster.
+    # Where positions and latents start: "official" is noise; "grid" is waves over (t, h, w), with which
+    # the first hundreds of steps learn faster.
     transformer.initialization = "official"
     # Dropout rates on embeddings, block outputs and attention weights.
     transformer.embedding_dropout = 0.0

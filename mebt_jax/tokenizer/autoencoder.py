@@ -2,8 +2,8 @@
 
 With `patch == (1, 1, 1)` it computes what the official 3D VQGAN computes (mebt/vqgan.py, the same as TATS). A larger
 patch folds pixels into channels before the first convolution and out of them after the last, so that the same network
-runs at a lower resolution, and adds a linear shortcut around it (the idea of the residual autoencoder of DC-AE,
-arXiv 2410.10733): the network then only learns what a linear map of the pixels cannot do, and short runs get far.
+runs at a lower resolution, and adds a learned linear shortcut around it (after the residual autoencoding of DC-AE, Chen et al. 2024, whose
+shortcuts have no parameters): the network then only learns what a linear map of the pixels cannot do.
 """
 
 import jax
@@ -164,7 +164,7 @@ def level_kernel(strides: Size) -> Size:
 
 
 def shortcut(inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """Linear map that starts as a (partial) isometry, so that in and out again begins as a projection of the pixels."""
+    """Linear map that starts as a partial isometry: it neither shrinks nor swells what it passes on."""
     return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.orthogonal(), dtype=dtype, rngs=rngs)
 
 

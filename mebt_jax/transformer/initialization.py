@@ -1,8 +1,7 @@
 """Starting values that know where tokens lie: positions as waves over (t, h, w), latents spread evenly among them.
 
-The official program starts positions and latents as noise, and a small model on few clips then spends most of a short run on
-finding out which tokens are neighbours. Both tables are learned all the same; only where they start differs, so
-checkpoints of either kind are the same. For `config.transformer.initialization == "grid"`.
+The official program starts positions and latents as noise, in which no two tokens are nearer to each other than others.
+Both tables are learned all the same; only where they start differs, so checkpoints of either kind have the same form. For `config.transformer.initialization == "grid"`.
 """
 
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from scipy.stats import qmc
 
 from mebt_jax.transformer.model import MeBT
 
-# Root mean square of the entries, the standard deviation of the official noise (mebt/transformer.py:141).
+# Root mean square of the entries, the standard deviation of the official noise (mebt/transformer.py:140).
 SCALE = 0.02
 
 

@@ -132,3 +132,16 @@ def test_bfloat16_computes_nearly_the_same_from_the_same_parameters():
     for exact, low in zip(*both_precisions()):
         assert low.dtype == jnp.float32
         assert 0 < float(jnp.abs(exact - low).max()) < 0.1 * float(jnp.abs(exact).max())
+
+
+def test_folding_adds_a_linear_shortcut_that_carries_the_pixels_and_the_paper_network_has_none():
+    config = dataclasses.replace(CONFIG, compression=(2, 4, 4), patch=(1, 1, 1))
+    assert not hasattr(nnx.eval_shape(lambda: build(config)[0]), "shortcut_in")
+    tokenizer, _ = build(dataclasses.replace(config, patch=(2, 2, 2)))
+    tokenizer.to_features.kernel[...] = jnp.zeros_like(tokenizer.to_features.kernel[...])  # only the shortcut is left
+    video = example_video(batch=1)
+    features = tokenizer.encode(video)
+    np.testing.assert_allclose(tokenizer.encode(0.5 * video), 0.5 * features, atol=1e-6)
+    # One patch of the full compression decides one feature, and no other.
+    changed = tokenizer.encode(video.at[:, :2, :4, :4].add(0.1)) != features  # [1, 2, 2, 2, E]
+    assert changed[0, 0, 0, 0].any() and changed.any(-1).sum() == 1
