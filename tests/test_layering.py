@@ -10,7 +10,7 @@ PIPELINE = ["data", "tokenizer", "masking", "transformer", "sampling", "metrics"
 EVERYONE = {"config", "errors"}
 ALLOWED = {room: {*EVERYONE, "runtime", *PIPELINE[: i + 1]} for i, room in enumerate(PIPELINE)}
 ALLOWED["runtime"] = {*EVERYONE, "runtime"}
-ALLOWED["interop"] = {*EVERYONE, "runtime", "interop", "tokenizer", "transformer"}
+ALLOWED["interop"] = {*EVERYONE, "runtime", "interop", "tokenizer", "transformer", "metrics"}
 ALLOWED["stages"] = {*EVERYONE, "runtime", "interop", "stages", *PIPELINE}
 ALLOWED["main"] = {*EVERYONE, "runtime", "stages"}
 ALLOWED["config"] = ALLOWED["errors"] = EVERYONE

@@ -14,6 +14,7 @@ from flax import nnx
 from mebt_jax.config import TokenizerConfig
 from mebt_jax.tokenizer import quantizers
 from mebt_jax.tokenizer.convolutions import SameConv3d, SameConvTranspose3d, Size
+from mebt_jax.tokenizer.norms import group_norm
 
 COLOURS = 3
 OUTPUT_GAIN = 0.1  # of the last convolution: an untrained decoder paints mid-grey instead of noise
@@ -172,13 +173,3 @@ def patch_channels(patch: Size) -> int:
     """Channels of a video folded by `patch`."""
     pf, ph, pw = patch
     return pf * ph * pw * COLOURS
-
-
-def group_norm(channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """The official norm: 32 groups, eps 1e-6; statistics in float32 whatever the compute precision.
-
-    Note: the official code needs channels divisible by 32 (mebt/vqgan.py:263); here small networks get the largest
-    number of groups up to 32 that divides their channels.
-    """
-    groups = max(g for g in range(1, 33) if channels % g == 0)
-    return nnx.GroupNorm(channels, num_groups=groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, rngs=rngs)

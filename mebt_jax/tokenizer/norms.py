@@ -1,0 +1,39 @@
+"""Normalisations of the convolutional networks; statistics in float32 whatever the compute precision."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def group_norm(channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """The official norm: 32 groups, eps 1e-6.
+
+    Note: the official code needs channels divisible by 32 (mebt/vqgan.py:263); here small networks get the largest
+    number of groups up to 32 that divides their channels.
+    """
+    groups = max(g for g in range(1, 33) if channels % g == 0)
+    return nnx.GroupNorm(channels, num_groups=groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, rngs=rngs)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation by stored statistics, the evaluation mode of PyTorch's layers of that name.
+
+    `scale` and `bias` are parameters, `mean` and `variance` are statistics (`nnx.BatchStat`), all float32 [C].
+    """
+
+    def __init__(self, channels: int, *, epsilon: float = 1e-5, dtype: jnp.dtype = jnp.float32):
+        self.scale, self.bias = nnx.Param(jnp.ones((channels,))), nnx.Param(jnp.zeros((channels,)))
+        self.mean, self.variance = nnx.BatchStat(jnp.zeros((channels,))), nnx.BatchStat(jnp.ones((channels,)))
+        self.epsilon, self.dtype = epsilon, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., C] -> [..., C] in the compute type."""
+        return self.normalize(x, self.mean[...], self.variance[...])
+
+    def normalize(self, x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
+        """[..., C] with the given mean and variance [C], such as those of the batch, in place of the stored ones."""
+        gain = self.scale[...] / jnp.sqrt(variance + self.epsilon)  # [C]
+        shift = self.bias[...] - mean * gain
+        spread = tuple(range(x.ndim - 1))
+        y = x.astype(jnp.float32) * jnp.expand_dims(gain, spread) + jnp.expand_dims(shift, spread)
+        return y.astype(self.dtype)
