@@ -86,6 +86,9 @@ def get_config() -> ConfigDict:
     # V, number of codes, and their width (TATS: 16384 of 256).
     tokenizer.codes = 16_384
     tokenizer.code_width = 256
+    # "group" is trained here and officially; "batch" is for converted checkpoints that were trained with it, whose stored
+    # statistics it uses.
+    tokenizer.norm = "group"
     # Weights of the loss terms (TATS: L1 4, commitment 0.25; the paper's equation 1 has L2).
     tokenizer.l1_weight = 4.0
     tokenizer.l2_weight = 0.0

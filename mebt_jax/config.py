@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from mebt_jax.errors import UserError
 
 BLOCK_KINDS = ("encode", "latent", "update", "decode", "full", "maskgit")
+NORMS = ("group", "batch")
 FLAVOURS = ("paper", "modern")
 INITIALIZATIONS = ("official", "grid")
 REMAT_POLICIES = ("none", "block", "dots")
@@ -72,6 +73,7 @@ class TokenizerConfig:
     hidden: int
     codes: int
     code_width: int
+    norm: str
     l1_weight: float
     l2_weight: float
     commitment_weight: float
@@ -227,6 +229,7 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
 def _check_values(config: Config) -> None:
     choices = {
         "data.source": (config.data.source, DATA_SOURCES),
+        "tokenizer.norm": (config.tokenizer.norm, NORMS),
         "tokenizer.dtype": (config.tokenizer.dtype, DTYPES),
         "tokenizer.training.decay": (config.tokenizer.training.decay, LEARNING_RATE_DECAYS),
         "transformer.dtype": (config.transformer.dtype, DTYPES),
@@ -254,6 +257,9 @@ def _check_values(config: Config) -> None:
         if patch < 1 or total % patch or strides & (strides - 1):
             raise UserError(f"config.tokenizer.patch is {config.tokenizer.patch}, but on axis {axis} the compression {total} must "
                             f"be the patch times a power of two.")
+    if config.tokenizer.norm == "batch" and not config.tokenizer.checkpoint:
+        raise UserError("config.tokenizer.norm is 'batch', whose statistics come with a converted official tokenizer; give one "
+                        "as config.tokenizer.checkpoint, or set it to 'group' to train a tokenizer.")
     if config.transformer.width % config.transformer.heads:
         raise UserError(f"config.transformer.width is {config.transformer.width}, which config.transformer.heads "
                         f"{config.transformer.heads} does not divide.")

@@ -1,4 +1,4 @@
-"""Weights of the feature networks, I3D and C3D, from the files that everyone passes around.
+"""Weights of the feature networks, I3D, C3D and LPIPS, from the files that everyone passes around.
 
 Works on a mapping from official names to numpy arrays, however it was read.
 """
@@ -9,9 +9,10 @@ import numpy as np
 from flax import nnx
 
 from mebt_jax.errors import UserError
-from mebt_jax.interop.names import CONV3D, LINEAR, Pair, Part, Path, filled, from_official, part_of, without_counters
+from mebt_jax.interop.names import CONV2D, CONV3D, LINEAR, Pair, Part, Path, filled, from_official, part_of, without_counters
 from mebt_jax.metrics.c3d import CONVOLUTIONS, C3D, FRAMES, LAST_GRID, RESOLUTION
 from mebt_jax.metrics.i3d import I3D
+from mebt_jax.tokenizer.perceptual import LPIPS, SCALE, SHIFT, STAGES
 
 BATCH_NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
 
@@ -44,6 +45,53 @@ def c3d_from_official(arrays: Mapping[str, np.ndarray], mean: np.ndarray) -> nnx
     return filled(state, leaves["c3d"])
 
 
+def lpips_from_official(state_dict: Mapping[str, np.ndarray]) -> nnx.State:
+    """State of `LPIPS()` from a state dict of mebt/modules/lpips.py: `net.slice*`, `lin*`, and perhaps `scaling_layer`.
+
+    Files in circulation hold the two halves apart; `join_lpips` puts them together.
+
+    Raises:
+        UserError: lists what is missing, unknown or of another shape; or the scaling is not ImageNet's.
+    """
+    state, part = lpips_part()
+    arrays = dict(state_dict)
+    for name, expected in (("shift", SHIFT), ("scale", SCALE)):
+        found = np.asarray(arrays.pop(f"scaling_layer.{name}", expected)).reshape(-1)
+        if not np.array_equal(found, expected):
+            raise UserError(f"scaling_layer.{name} of the LPIPS weights is {found}, but every LPIPS has {expected}.")
+    return filled(state, from_official(arrays, {"lpips": part}, mend="give LPIPS weights on VGG16.")["lpips"])
+
+
+def join_lpips(linear: Mapping[str, np.ndarray], vgg: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One LPIPS state dict of its linear weights (`lin0.model.1.weight`, ...) and torchvision's VGG16 (`features.0.weight`).
+
+    VGG's classifier behind the features takes no part in LPIPS and is left out.
+    """
+    joined = dict(linear)
+    for name, array in vgg.items():
+        kind, _, rest = name.partition(".")
+        if kind == "classifier":
+            continue
+        index = rest.partition(".")[0]
+        stage = next((i for i, layers in enumerate(STAGES, 1) if kind == "features" and index in map(str, layers)), None)
+        joined[f"net.slice{stage}.{rest}" if stage else name] = array
+    return joined
+
+
+def lpips_part() -> tuple[nnx.State, Part]:
+    """Abstract state of `LPIPS()` and its leaves."""
+    state = nnx.state(nnx.eval_shape(lambda: LPIPS(rngs=nnx.Rngs(0))))
+    names = [f"net.slice{stage}.{layer}" for stage, layers in enumerate(STAGES, 1) for layer in layers]
+
+    def pair(path: Path) -> Pair:
+        if path[0] == "weights":
+            return Pair((f"lin{path[1]}.model.1.weight",), "1 c 1 1 -> c")
+        name = names[path[1]]
+        return Pair((f"{name}.weight",), CONV2D) if path[2] == "kernel" else Pair((f"{name}.bias",))
+
+    return state, part_of(state, pair)
+
+
 def shape_of(arrays: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
     """Shape of the array from which sizes are read."""
     if name not in arrays:
@@ -51,15 +99,11 @@ def shape_of(arrays: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
     return tuple(arrays[name].shape)
 
 
-def batch_norm_pair(prefix: str, leaf: str) -> Pair:
-    return Pair((f"{prefix}.{BATCH_NORM[leaf]}",))
-
-
 def _i3d_pair(path: Path) -> Pair:
     if path[0] == "logits":
         return Pair(("logits.conv3d.bias",)) if path[1] == "bias" else Pair(("logits.conv3d.weight",), "o i 1 1 1 -> i o")
     unit = ".".join(part for part in path[1:-1] if part != "norm")  # such as Mixed_3b.b1a
-    return Pair((f"{unit}.conv3d.weight",), CONV3D) if path[-1] == "kernel" else batch_norm_pair(f"{unit}.bn", path[-1])
+    return Pair((f"{unit}.conv3d.weight",), CONV3D) if path[-1] == "kernel" else Pair((f"{unit}.bn.{BATCH_NORM[path[-1]]}",))
 
 
 def _c3d_pair(path: Path) -> Pair:

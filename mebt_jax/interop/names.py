@@ -5,7 +5,7 @@ table is read in both directions, so what goes in comes out again bit for bit.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -109,10 +109,6 @@ def to_official(leaves: Mapping[Path, Any], part: Part) -> dict[str, np.ndarray]
 def without_counters(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """All but `num_batches_tracked`: the number of training steps of a BatchNorm, which enters no computation."""
     return {name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")}
-
-
-def starting_with(arrays: Mapping[str, np.ndarray], prefixes: Iterable[str]) -> dict[str, np.ndarray]:
-    return {name: array for name, array in arrays.items() if name.startswith(tuple(prefixes))}
 
 
 def _leaf(arrays: Mapping[str, np.ndarray], pair: Pair) -> np.ndarray:

@@ -1,22 +1,21 @@
-"""Official VQGAN weights (mebt/vqgan.py, mebt/modules/codebook.py) into our tokenizer's parameters and codebook.
+"""Official VQGAN weights (mebt/vqgan.py, mebt/modules/codebook.py) as our tokenizer, codebook and discriminators, and back.
 
-Works on a mapping from names to numpy arrays, however it was read from the checkpoint; nothing here needs PyTorch.
+Works on mappings from names to numpy arrays, however they were read from the checkpoint; nothing here needs PyTorch.
 """
 
 from collections.abc import Mapping
 
-import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
-from flax import nnx, traverse_util
+from flax import nnx
 
 from mebt_jax.config import TokenizerConfig
 from mebt_jax.errors import UserError
+from mebt_jax.interop.names import (
+    CONV2D, CONV3D, TRANSPOSED3D, Pair, Part, Path, filled, from_official, part_of, without_counters,
+)
 from mebt_jax.tokenizer.autoencoder import Tokenizer
+from mebt_jax.tokenizer.discriminators import CLIPS, FRAMES, Discriminator
 from mebt_jax.tokenizer.quantizers import Codebook
-
-# Training-only parts of the official checkpoint that encoding and decoding do not use.
-IGNORED_PREFIXES = ("image_discriminator.", "video_discriminator.", "perceptual_model.")
 
 CODEBOOK_NAMES = {"embeddings": "codebook.embeddings", "counts": "codebook.N", "sums": "codebook.z_avg"}
 
@@ -25,67 +24,74 @@ MODULE_NAMES = {
     "first": "conv_first.conv", "last": "conv_last.conv", "levels": "conv_blocks", "norm": "final_block.0",
     "down": "down.conv", "up": "up.convt", "conv1": "conv1.conv", "conv2": "conv2.conv",
     "refine": "res", "refine1": "res1", "refine2": "res2",
-    "to_features": "pre_vq_conv.conv", "from_embeddings": "post_vq_conv.conv", "kernel": "weight", "scale": "weight",
+    "to_features": "pre_vq_conv.conv", "from_embeddings": "post_vq_conv.conv",
+    "kernel": "weight", "scale": "weight", "mean": "running_mean", "variance": "running_var",
 }
+# Ours -> (official name, kernel size) of the networks that only training uses.
+DISCRIMINATORS = {"frame_discriminator": ("image_discriminator", FRAMES), "clip_discriminator": ("video_discriminator", CLIPS)}
+PERCEPTUAL_PREFIX = "perceptual_model."
+TRAINING_PREFIXES = (*(f"{official}." for official, _ in DISCRIMINATORS.values()), PERCEPTUAL_PREFIX)
+
+MEND = "give config.tokenizer the compression, hidden, codes, code_width and norm of that checkpoint."
 
 
 def tokenizer_from_official(state_dict: Mapping[str, np.ndarray], config: TokenizerConfig) -> tuple[nnx.State, Codebook]:
-    """Uses every official parameter exactly once.
+    """Uses every official parameter of the autoencoder exactly once; those of TRAINING_PREFIXES are not looked at.
 
     Args:
         state_dict: official names to arrays, the `state_dict` entry of an official checkpoint.
-        config: must describe the same network: patch (1, 1, 1), and its compression, hidden, codes and code_width.
+        config: must describe the same network: patch (1, 1, 1), and its compression, hidden, codes, code_width and norm.
 
     Returns:
-        The Param state of `Tokenizer(config)` and its codebook.
+        The state of `Tokenizer(config)` and its codebook, all numpy arrays.
 
     Raises:
         UserError: the configuration folds patches, or parameters are missing, unknown or of another shape (all are listed).
     """
+    arrays = {name: array for name, array in without_counters(state_dict).items() if not name.startswith(TRAINING_PREFIXES)}
+    leaves = from_official(arrays, tokenizer_parts(config), mend=MEND)
+    codebook = Codebook(**{path[0]: leaf for path, leaf in leaves["codebook"].items()})
+    return filled(abstract_tokenizer(config), leaves["tokenizer"]), codebook
+
+
+def tokenizer_parts(config: TokenizerConfig) -> dict[str, Part]:
+    """"tokenizer" and "codebook": their leaves in the official VQGAN that computes the same.
+
+    Raises:
+        UserError: the tokenizer folds patches, which no official one does.
+    """
     if config.patch != (1, 1, 1):
         raise UserError(f"config.tokenizer.patch is {config.patch}, but official tokenizers fold no patches; "
                         "set it to (1, 1, 1).")
-    _, params = nnx.split(nnx.eval_shape(lambda: Tokenizer(config, rngs=nnx.Rngs(0))), nnx.Param)
-    expected = traverse_util.flatten_dict(nnx.to_pure_dict(params))
     width = (config.codes, config.code_width)
-    codebook_shapes = {"embeddings": width, "counts": width[:1], "sums": width}
-
-    shapes = {official_name(path): _official_shape(path, leaf.shape) for path, leaf in expected.items()}
-    shapes |= {CODEBOOK_NAMES[field]: shape for field, shape in codebook_shapes.items()}
-    _check(state_dict, shapes)
-
-    leaves = {path: jnp.asarray(_from_torch(path, state_dict[official_name(path)]), jnp.float32) for path in expected}
-    nnx.replace_by_pure_dict(params, traverse_util.unflatten_dict(leaves))
-    codebook = Codebook(**{field: jnp.asarray(state_dict[name], jnp.float32) for field, name in CODEBOOK_NAMES.items()})
-    return params, codebook
+    shapes = {"embeddings": width, "counts": width[:1], "sums": width}
+    return {"tokenizer": part_of(abstract_tokenizer(config), _tokenizer_pair),
+            "codebook": Part({(field,): Pair((name,)) for field, name in CODEBOOK_NAMES.items()},
+                             {(field,): shape for field, shape in shapes.items()})}
 
 
-def official_name(path: tuple[str | int, ...]) -> str:
-    """Official name of the parameter at a path of our tokenizer, e.g. ("encoder", "first", "kernel")."""
-    return ".".join(MODULE_NAMES.get(part, str(part)) for part in path)
+def discriminator_part(ours: str, channels: int, layers: int) -> tuple[nnx.State, Part]:
+    """Abstract state and leaves of one of DISCRIMINATORS."""
+    official, kernel_size = DISCRIMINATORS[ours]
+    state = nnx.state(nnx.eval_shape(lambda: Discriminator(kernel_size, channels, layers, rngs=nnx.Rngs(0))))
+
+    def pair(path: Path) -> Pair:
+        _, index, *rest = path  # ("layers", 1, "norm", "scale") or ("layers", 1, "kernel")
+        name = f"{official}.model{index}.{len(rest) - 1}.{MODULE_NAMES.get(rest[-1], rest[-1])}"
+        if rest[-1] != "kernel":
+            return Pair((name,))
+        return Pair((name,), CONV3D if kernel_size == CLIPS else CONV2D.replace("-> ", "-> 1 "))
+
+    return state, part_of(state, pair)
 
 
-def _from_torch(path: tuple[str | int, ...], value: np.ndarray) -> np.ndarray:
+def abstract_tokenizer(config: TokenizerConfig) -> nnx.State:
+    return nnx.state(nnx.eval_shape(lambda: Tokenizer(config, rngs=nnx.Rngs(0))))
+
+
+def _tokenizer_pair(path: Path) -> Pair:
+    """Such as ("encoder", "first", "kernel")."""
+    name = ".".join(MODULE_NAMES.get(part, str(part)) for part in path)
     if path[-1] != "kernel":
-        return np.asarray(value)
-    if path[-2] == "up":  # transposed convolutions keep their inputs first
-        return rearrange(np.asarray(value), "i o f h w -> f h w i o")
-    return rearrange(np.asarray(value), "o i f h w -> f h w i o")
-
-
-def _official_shape(path: tuple[str | int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    if path[-1] != "kernel":
-        return shape
-    f, h, w, i, o = shape
-    return (i, o, f, h, w) if path[-2] == "up" else (o, i, f, h, w)
-
-
-def _check(state_dict: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    given = {name: value.shape for name, value in state_dict.items() if not name.startswith(IGNORED_PREFIXES)}
-    problems = [f"{name} is missing" for name in shapes if name not in given]
-    problems += [f"{name} is unknown" for name in given if name not in shapes]
-    problems += [f"{name} has shape {tuple(given[name])} instead of {shape}"
-                 for name, shape in shapes.items() if name in given and tuple(given[name]) != shape]
-    if problems:
-        raise UserError("The official checkpoint does not fit config.tokenizer (check compression, hidden, codes and "
-                        f"code_width): {'; '.join(sorted(problems))}.")
+        return Pair((name,))
+    return Pair((name,), TRANSPOSED3D if path[-2] == "up" else CONV3D)

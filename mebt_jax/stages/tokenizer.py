@@ -160,7 +160,7 @@ def reconstruction_rows(video: np.ndarray, reconstruction: np.ndarray) -> list[t
 
 def abstract_tokenizer(config: Config) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure and parameter shapes, without making any array."""
-    return nnx.split(nnx.eval_shape(lambda: Tokenizer(config.tokenizer, rngs=nnx.Rngs(0))), nnx.Param)
+    return nnx.split(nnx.eval_shape(lambda: Tokenizer(config.tokenizer, rngs=nnx.Rngs(0))))
 
 
 def tokenizer_hash(params: nnx.State, codebook: quantizers.Codebook) -> str:
@@ -177,7 +177,7 @@ def load_tokenizer(config: Config, workdir: Path, mesh: Mesh) -> TrainedTokenize
     folder = checkpoints.find_checkpoints(Path(config.tokenizer.checkpoint or workdir), STAGE)
     theirs = checkpoints.read_meta(folder)["config"][STAGE]
     ours = config_lib.to_dict(config)[STAGE]
-    for name in ("compression", "patch", "hidden", "codes", "code_width"):
+    for name in ("compression", "patch", "hidden", "codes", "code_width", "norm"):
         if theirs[name] != ours[name]:
             raise UserError(f"The tokenizer in {folder} has {name} {theirs[name]}, but config.tokenizer.{name} is "
                             f"{ours[name]}; set it to {theirs[name]} or use another tokenizer.")

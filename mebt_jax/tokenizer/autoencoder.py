@@ -14,7 +14,7 @@ from flax import nnx
 from mebt_jax.config import TokenizerConfig
 from mebt_jax.tokenizer import quantizers
 from mebt_jax.tokenizer.convolutions import SameConv3d, SameConvTranspose3d, Size
-from mebt_jax.tokenizer.norms import group_norm
+from mebt_jax.tokenizer.norms import make_norm
 
 COLOURS = 3
 OUTPUT_GAIN = 0.1  # of the last convolution: an untrained decoder paints mid-grey instead of noise
@@ -30,12 +30,12 @@ class Tokenizer(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         strides = level_strides(config.compression, config.patch)
         top = config.hidden * 2**len(strides)
-        self.encoder = Encoder(config.hidden, config.patch, strides, dtype=dtype, rngs=rngs)
+        self.encoder = Encoder(config.hidden, config.patch, strides, config.norm, dtype=dtype, rngs=rngs)
         folded = config.patch != (1, 1, 1)
         gain = FEATURE_GAIN if folded else 1.0
         self.to_features = SameConv3d(top, config.code_width, (1, 1, 1), dtype=dtype, gain=gain, rngs=rngs)
         self.from_embeddings = SameConv3d(config.code_width, top, (1, 1, 1), dtype=dtype, rngs=rngs)
-        self.decoder = Decoder(config.hidden, config.patch, strides, dtype=dtype, rngs=rngs)
+        self.decoder = Decoder(config.hidden, config.patch, strides, config.norm, dtype=dtype, rngs=rngs)
         if folded:
             self.shortcut_in = shortcut(patch_channels(config.compression), config.code_width, dtype=dtype, rngs=rngs)
             self.shortcut_out = shortcut(config.code_width, patch_channels(config.compression), dtype=dtype, rngs=rngs)
@@ -94,12 +94,12 @@ def unfold_patches(x: jax.Array, patch: Size) -> jax.Array:
 class Encoder(nnx.Module):
     """[B, F, H, W, C] -> [B, T, H, W, hidden * 2^levels]; each level strides, doubles the channels and refines."""
 
-    def __init__(self, hidden: int, patch: Size, strides: tuple[Size, ...], *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, hidden: int, patch: Size, strides: tuple[Size, ...], norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.first = SameConv3d(patch_channels(patch), hidden, (3, 3, 3), dtype=dtype, rngs=rngs)
         self.levels = nnx.List([
-            DownLevel(hidden * 2**i, hidden * 2**(i + 1), s, dtype=dtype, rngs=rngs) for i, s in enumerate(strides)
+            DownLevel(hidden * 2**i, hidden * 2**(i + 1), s, norm, dtype=dtype, rngs=rngs) for i, s in enumerate(strides)
         ])
-        self.norm = group_norm(hidden * 2**len(strides), dtype=dtype, rngs=rngs)
+        self.norm = make_norm(norm, hidden * 2**len(strides), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.first(x)
@@ -111,12 +111,12 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """[B, T, H, W, hidden * 2^levels] -> [B, F, H, W, C]; each level but the first halves the channels."""
 
-    def __init__(self, hidden: int, patch: Size, strides: tuple[Size, ...], *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, hidden: int, patch: Size, strides: tuple[Size, ...], norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         levels = len(strides)
-        self.norm = group_norm(hidden * 2**levels, dtype=dtype, rngs=rngs)
+        self.norm = make_norm(norm, hidden * 2**levels, dtype=dtype, rngs=rngs)
         # Note: the first level keeps its channels, the last ends at 2 * hidden (mebt/vqgan.py:330).
         self.levels = nnx.List([
-            UpLevel(hidden * 2**min(levels, levels - i + 1), hidden * 2**(levels - i), s, dtype=dtype, rngs=rngs)
+            UpLevel(hidden * 2**min(levels, levels - i + 1), hidden * 2**(levels - i), s, norm, dtype=dtype, rngs=rngs)
             for i, s in enumerate(strides)
         ])
         self.last = SameConv3d(2 * hidden, patch_channels(patch), (3, 3, 3), dtype=dtype, gain=OUTPUT_GAIN, rngs=rngs)
@@ -131,27 +131,27 @@ class Decoder(nnx.Module):
 class DownLevel(nnx.Module):
     """A (strided) convolution and a residual block."""
 
-    def __init__(self, inputs: int, outputs: int, strides: Size, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, strides: Size, norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.down = SameConv3d(inputs, outputs, level_kernel(strides), strides, dtype=dtype, rngs=rngs)
-        self.refine = ResidualBlock(outputs, dtype=dtype, rngs=rngs)
+        self.refine = ResidualBlock(outputs, norm, dtype=dtype, rngs=rngs)
 
 
 class UpLevel(nnx.Module):
     """A (strided) transposed convolution and two residual blocks."""
 
-    def __init__(self, inputs: int, outputs: int, strides: Size, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, strides: Size, norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.up = SameConvTranspose3d(inputs, outputs, level_kernel(strides), strides, dtype=dtype, rngs=rngs)
-        self.refine1 = ResidualBlock(outputs, dtype=dtype, rngs=rngs)
-        self.refine2 = ResidualBlock(outputs, dtype=dtype, rngs=rngs)
+        self.refine1 = ResidualBlock(outputs, norm, dtype=dtype, rngs=rngs)
+        self.refine2 = ResidualBlock(outputs, norm, dtype=dtype, rngs=rngs)
 
 
 class ResidualBlock(nnx.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), all of one width."""
 
-    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.norm1 = group_norm(channels, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm1 = make_norm(norm, channels, dtype=dtype, rngs=rngs)
         self.conv1 = SameConv3d(channels, channels, (3, 3, 3), dtype=dtype, rngs=rngs)
-        self.norm2 = group_norm(channels, dtype=dtype, rngs=rngs)
+        self.norm2 = make_norm(norm, channels, dtype=dtype, rngs=rngs)
         self.conv2 = SameConv3d(channels, channels, (3, 3, 3), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

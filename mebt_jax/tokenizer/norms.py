@@ -5,6 +5,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 
+def make_norm(kind: str, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
+    """The norm of `config.tokenizer.norm`: "group" or "batch"."""
+    return group_norm(channels, dtype=dtype, rngs=rngs) if kind == "group" else BatchNorm(channels, dtype=dtype)
+
+
 def group_norm(channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """The official norm: 32 groups, eps 1e-6.
 

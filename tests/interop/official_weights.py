@@ -10,8 +10,10 @@ VECTORS = Path(__file__).parent / "vectors"
 
 
 def load_vectors(name):
-    with np.load(VECTORS / f"{name}.npz") as file:
-        return dict(file)
+    """Arrays of vectors/<name>.npz; of "<file>/<group>" the group alone."""
+    file, _, group = name.partition("/")
+    with np.load(VECTORS / f"{file}.npz") as arrays:
+        return {key.removeprefix(f"{group}/"): arrays[key] for key in arrays if not group or key.startswith(f"{group}/")}
 
 
 def weight_of_name(name, shape, seed=0):

@@ -1,25 +1,28 @@
-"""Our tokenizer against numbers that the official program computed (vectors/vqgan_tiny.npz) with random weights.
+"""Our tokenizer, discriminators and LPIPS against numbers that the official program computed with random weights.
 
-The vectors hold no weights: each is made from its name, by the rule that the official modules were filled with.
+vqgan_tiny.npz and vqgan_more.npz come from mebt/vqgan.py (the latter with other strides, odd and non-square sizes, BatchNorm,
+and discriminators in training mode), lpips.npz from mebt/modules/lpips.py.
 """
 
 import ast
 import dataclasses
-import zlib
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from einops import rearrange
 from flax import nnx
 
 from configs import base
 from mebt_jax import config as config_module
 from mebt_jax.errors import UserError
-from mebt_jax.interop.tokenizer import tokenizer_from_official
+from mebt_jax.interop.features import join_lpips, lpips_from_official
+from mebt_jax.interop.names import filled, from_official
+from mebt_jax.interop.tokenizer import discriminator_part, tokenizer_from_official
 from mebt_jax.tokenizer import autoencoder, losses, quantizers
+from mebt_jax.tokenizer.discriminators import CLIPS, FRAMES, Discriminator, updated_statistics
+from mebt_jax.tokenizer.perceptual import LPIPS, unit_length
+from official_weights import assert_close, load_vectors, state_dict_of
 
 CONFIG = dataclasses.replace(config_module.from_config_dict(base.get_config()).tokenizer,
                              compression=(2, 4, 4), hidden=16, codes=32, code_width=8)
@@ -27,14 +30,12 @@ CONFIG = dataclasses.replace(config_module.from_config_dict(base.get_config()).t
 
 @pytest.fixture(scope="module")
 def vectors():
-    with np.load(Path(__file__).parent / "vectors" / "vqgan_tiny.npz") as file:
-        return dict(file)
+    return load_vectors("vqgan_tiny")
 
 
 @pytest.fixture(scope="module")
 def state_dict(vectors):
-    shapes = {str(name): ast.literal_eval(str(shape)) for name, shape in zip(vectors["names"], vectors["shapes"])}
-    return {name: weight(name, shape, int(vectors["seed"])) for name, shape in shapes.items()}
+    return state_dict_of(vectors)
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +48,8 @@ def official(vectors, state_dict):
     return codebook, output
 
 
-def weight(name, shape, seed):
-    w = np.asarray(np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**31).randn(*shape), np.float32)
-    if name.endswith("running_var") or name == "codebook.N":
-        return 0.5 + np.abs(w)
-    if len(shape) == 1 and name.endswith("weight"):
-        return 1 + 0.1 * w
-    if name.startswith("codebook"):
-        return w
-    if len(shape) > 1:
-        return w * np.sqrt(2 / np.prod(shape[1:])).astype(np.float32)
-    return 0.1 * w
-
-
 def channels_last(x):
-    return rearrange(x, "b c t h w -> b t h w c")
-
-
-def assert_close(actual, expected, relative):
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=relative * np.abs(expected).max())
+    return np.moveaxis(x, 1, -1)
 
 
 def test_features_codes_and_reconstruction_are_the_official_ones(official, vectors):
@@ -79,6 +63,90 @@ def test_commitment_and_perplexity_are_the_official_ones(official, vectors):
     _, output = official
     assert_close(CONFIG.commitment_weight * output.metrics["commitment"], vectors["commitment_loss"], 1e-5)
     assert_close(output.metrics["perplexity"], vectors["perplexity"], 1e-5)
+
+
+@pytest.mark.parametrize("name", ["strided_apart", "time_kept", "batch_norm"])
+def test_other_strides_sizes_and_norms(name):
+    vectors = load_vectors(f"vqgan_more/{name}")
+    given = ast.literal_eval(str(vectors["config"]))
+    config = dataclasses.replace(CONFIG, compression=given["down"], hidden=given["hidden"], codes=given["codes"],
+                                 code_width=given["code_width"], norm=given["norm"])
+    params, codebook = tokenizer_from_official(state_dict_of(vectors), config)
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: autoencoder.Tokenizer(config, rngs=nnx.Rngs(0))))
+
+    def run(params, video):
+        tokenizer = nnx.merge(graphdef, params)
+        features = tokenizer.encode(video)
+        codes = quantizers.nearest_codes(codebook, features)
+        return features, codes, autoencoder.decode_codes(tokenizer, codebook, codes)
+
+    features, codes, reconstruction = jax.jit(run)(params, channels_last(vectors["video"].astype(np.float32)))
+    assert_close(features, channels_last(vectors["pre_vq"]), 1e-5)
+    np.testing.assert_array_equal(codes, vectors["indices"])
+    assert_close(reconstruction[:, :, ::2, ::2], channels_last(vectors["reconstruction"]), 1e-5)
+
+
+@pytest.mark.parametrize("ours, official_name", [("frame_discriminator", "image"), ("clip_discriminator", "video")])
+def test_discriminators_judge_as_the_official_ones(vectors, state_dict, ours, official_name):
+    discriminator = discriminator_of(state_dict, ours, channels=8, layers=3)
+    video = channels_last(vectors["video"])
+    judged = discriminator(video[:, :1] if official_name == "image" else video)
+    frames = (lambda x: x[:, :, None]) if official_name == "image" else (lambda x: x)
+    assert_close(judged.logits, channels_last(frames(vectors[f"disc_{official_name}_logits"])), 1e-5)
+    assert len(judged.features) == 4 and judged.moments == []
+    for i, feature in enumerate(judged.features):
+        assert_close(feature, channels_last(frames(vectors[f"disc_{official_name}_feat{i}"])), 1e-5)
+
+
+@pytest.mark.parametrize("layers", [2, 4])
+@pytest.mark.parametrize("ours, official_name", [("frame_discriminator", "image"), ("clip_discriminator", "video")])
+def test_discriminators_in_training_mode(ours, official_name, layers):
+    """Statistics of the batch instead of the stored ones, which move towards them."""
+    vectors = load_vectors(f"vqgan_more/discriminators_{layers}")
+    discriminator = discriminator_of(state_dict_of(vectors), ours, channels=6, layers=layers)
+    video = channels_last(vectors["video"].astype(np.float32))
+    judged = discriminator(video[:, 3:4] if official_name == "image" else video, batch_statistics=True)
+    logits = vectors[f"{official_name}_logits"]
+    assert_close(judged.logits, channels_last(logits[:, :, None] if official_name == "image" else logits), 1e-5)
+    for i, feature in enumerate(judged.features):
+        assert_close(feature.mean(axis=(0, 1, 2, 3)), vectors[f"{official_name}_feature_means_{i}"], 1e-5)
+
+    statistics = updated_statistics(nnx.state(discriminator, nnx.BatchStat), judged.moments)
+    for i in range(1, layers + 1):
+        norm = statistics["layers"][i]["norm"]
+        for leaf, official_leaf in (("mean", "running_mean"), ("variance", "running_var")):
+            expected = vectors[f"after/{official_name}_discriminator.model{i}.1.{official_leaf}"]
+            assert_close(norm[leaf][...], expected, 1e-5)
+
+
+def discriminator_of(state_dict, ours, channels, layers):
+    state, part = discriminator_part(ours, channels, layers)
+    used = {name: state_dict[name] for name in part.official_shapes()}
+    kernel_size = FRAMES if ours == "frame_discriminator" else CLIPS
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: Discriminator(kernel_size, channels, layers, rngs=nnx.Rngs(0))))
+    return nnx.merge(graphdef, filled(state, from_official(used, {"it": part}, mend="")["it"]))
+
+
+def test_perceptual_distance_is_the_official_one():
+    vectors = load_vectors("lpips")
+    weights = state_dict_of(vectors)
+    linear = {name: weight for name, weight in weights.items() if name.startswith("lin")}
+    vgg = {f"features.{name.split('.', 2)[2]}": weight for name, weight in weights.items() if name.startswith("net.")}
+    # The two files that are in circulation, torchvision's with the classifier that LPIPS does not use.
+    state = lpips_from_official(join_lpips(linear, vgg | {"classifier.0.weight": np.zeros((4, 4))}))
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: LPIPS(rngs=nnx.Rngs(0))))
+    distance = jax.jit(lambda state, x, y: nnx.merge(graphdef, state)(x, y))
+    a, b = channels_last(vectors["a"]), channels_last(vectors["b"])
+    assert_close(distance(state, a, b), vectors["value"], 1e-5)
+    np.testing.assert_array_equal(distance(state, a, a), 0)
+    # Features that are all zero, as behind a ReLU, must not give the infinite gradient of the root at zero.
+    assert np.isfinite(jax.grad(lambda x: unit_length(x).sum())(jnp.zeros((1, 1, 1, 4)))).all()
+
+
+def test_other_scaling_is_refused():
+    weights = state_dict_of(load_vectors("lpips"))
+    with pytest.raises(UserError, match=r"scaling_layer.shift of the LPIPS weights is \[0. 0. 0.\]"):
+        lpips_from_official(weights | {"scaling_layer.shift": np.zeros((1, 3, 1, 1))})
 
 
 @pytest.mark.parametrize("restart_threshold", [0.0, 1.0])

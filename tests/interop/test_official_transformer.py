@@ -2,8 +2,6 @@
 
 import ast
 import dataclasses
-import zlib
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,32 +12,14 @@ from flax import nnx
 from configs.base import get_config
 from mebt_jax.config import TransformerConfig, from_config_dict
 from mebt_jax.errors import UserError
-from mebt_jax.interop.transformer import transformer_from_official
+from mebt_jax.interop.transformer import KINDS, transformer_from_official
 from mebt_jax.transformer.loss import masked_cross_entropy
 from mebt_jax.transformer.model import MeBT
+from official_weights import load_vectors, state_dict_of
 
-VECTORS = ("transformer_tiny", "transformer_full_decoder")
+WITH_LOSS = ("transformer_tiny", "transformer_full_decoder")
+VECTORS = (*WITH_LOSS, "transformer_more/odd_order", "transformer_more/repeated")
 FAST_COMPILE = {"xla_backend_optimization_level": 0}  # these tests compile for longer than they compute
-KINDS = {"latent_enc": "encode", "latent_self": "latent", "lt2l": "update", "latent_dec": "decode", "maskgit": "maskgit"}
-
-
-def load(name):
-    with np.load(Path(__file__).parent / "vectors" / f"{name}.npz") as file:
-        return dict(file)
-
-
-def weight_of_name(name, shape, seed=0):
-    """The recipe by which the vectors' weights were made, so that they need not be stored."""
-    draw = np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**31).randn(*shape).astype("float32")
-    if len(shape) > 1:
-        return draw * np.float32(np.sqrt(2 / np.prod(shape[1:])))
-    return 1 + 0.1 * draw if name.endswith("weight") else 0.1 * draw
-
-
-def state_dict_of(vectors):
-    shapes = [ast.literal_eval(str(shape)) for shape in vectors["shapes"]]
-    names, seed = [str(name) for name in vectors["names"]], int(vectors["seed"])
-    return {name: weight_of_name(name, shape, seed) for name, shape in zip(names, shapes)}
 
 
 def config_of(vectors) -> TransformerConfig:
@@ -54,7 +34,7 @@ def config_of(vectors) -> TransformerConfig:
 @pytest.fixture(params=VECTORS, scope="module")
 def official(request):
     """(vectors, config, graphdef, params) of one official model."""
-    vectors = load(request.param)
+    vectors = load_vectors(request.param)
     config, weights = config_of(vectors), state_dict_of(vectors)
     model = nnx.eval_shape(lambda: MeBT(config, num_codes=weights["tok_emb.weight"].shape[0],
                                         num_positions=weights["pos_emb"].shape[1], rngs=nnx.Rngs(0)))
@@ -94,6 +74,7 @@ def test_logits_of_every_case(official):
         assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("official", WITH_LOSS, indirect=True)
 def test_loss_and_gradients(official):
     vectors, config, graphdef, params = official
     target_codes = np.take_along_axis(vectors["tokens"], vectors["loss/target_indices"], 1)
@@ -121,7 +102,7 @@ def test_loss_and_gradients(official):
 
 def official_gradients(gradients, config):
     """{official name: gradient}, found by converting a state dict in which every parameter is filled with its own number."""
-    vectors = next(v for v in map(load, VECTORS) if len(ast.literal_eval(str(v["config"]))["mode"]) == len(config.layers))
+    vectors = next(v for v in map(load_vectors, WITH_LOSS) if len(ast.literal_eval(str(v["config"]))["mode"]) == len(config.layers))
     shapes = {str(name): ast.literal_eval(str(shape)) for name, shape in zip(vectors["names"], vectors["shapes"])}
     names = list(shapes)
     numbered = transformer_from_official({name: np.full(shape, i) for i, (name, shape) in enumerate(shapes.items())}, config)
@@ -136,7 +117,7 @@ def official_gradients(gradients, config):
 
 
 def test_repeated_layers_are_stacked_in_order():
-    vectors = load("transformer_tiny")
+    vectors = load_vectors("transformer_tiny")
     config = dataclasses.replace(config_of(vectors), layers=("encode", "latent", "encode", "latent", "decode", "update"))
     weights = state_dict_of(vectors)
     params = nnx.to_pure_dict(transformer_from_official(weights, config))
@@ -146,7 +127,7 @@ def test_repeated_layers_are_stacked_in_order():
 
 
 def test_tokenizer_weights_of_a_training_checkpoint_are_ignored():
-    vectors = load("transformer_full_decoder")
+    vectors = load_vectors("transformer_full_decoder")
     weights = state_dict_of(vectors) | {"first_stage_model.encoder.conv_first.conv.weight": np.zeros((2, 2))}
     transformer_from_official(weights, config_of(vectors))
 
@@ -154,11 +135,11 @@ def test_tokenizer_weights_of_a_training_checkpoint_are_ignored():
 @pytest.mark.parametrize("change, named", [
     (lambda weights: weights.pop("transformer.blocks.2.attn.proj.bias"), "transformer.blocks.2.attn.proj.bias"),
     (lambda weights: weights.update({"label_emb.weight": np.zeros((3, 3))}), "label_emb.weight"),
-    (lambda weights: weights.update({"sos_emb": np.zeros((1, 9, 16))}), "sos_emb (1, 9, 16)"),
-    (lambda weights: weights.update({"transformer.blocks.0.mlp.0.weight": np.zeros((16, 64))}), "mlp.0.weight (16, 64)"),
+    (lambda weights: weights.update({"sos_emb": np.zeros((1, 9, 16))}), "sos_emb has shape (1, 9, 16)"),
+    (lambda weights: weights.update({"transformer.blocks.0.mlp.0.weight": np.zeros((16, 64))}), "mlp.0.weight has shape (16, 64)"),
 ])
 def test_misfits_are_named(change, named):
-    vectors = load("transformer_full_decoder")
+    vectors = load_vectors("transformer_full_decoder")
     weights = state_dict_of(vectors)
     change(weights)
     with pytest.raises(UserError) as error:
