@@ -99,7 +99,7 @@ def get_config() -> ConfigDict:
     tokenizer.restart_threshold = 1.0
     # Compute precision: "float32" or "bfloat16"; parameters, norms, distances and losses stay float32.
     tokenizer.dtype = "float32"
-    # Workdir or checkpoint folder of a trained tokenizer to use instead of training one.
+    # Workdir, checkpoint folder, or folder of the converter with a trained tokenizer to use instead of training one.
     tokenizer.checkpoint = ""
     tokenizer.training = get_training()
     tokenizer.training.learning_rate = 3e-4
@@ -131,7 +131,8 @@ def get_config() -> ConfigDict:
     transformer.remat = "block"
     # Compute precision: "float32" or "bfloat16"; parameters, softmax, norms and loss stay float32.
     transformer.dtype = "bfloat16"
-    # Workdir or checkpoint folder of a trained transformer to start from.
+    # Workdir, checkpoint folder, or folder of the converter with a trained transformer to start from; with training.steps
+    # = 0 it is used as it is.
     transformer.checkpoint = ""
     transformer.training = get_training()
     transformer.training.steps = 2_000_000

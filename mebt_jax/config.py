@@ -278,8 +278,10 @@ def _check_values(config: Config) -> None:
         "evaluate.clips": config.evaluate.clips, "evaluate.batch_size": config.evaluate.batch_size,
         "masking.splits": config.masking.splits, "transformer.loss_block": config.transformer.loss_block,
         "tokenizer.training.steps": config.tokenizer.training.steps,
-        "transformer.training.steps": config.transformer.training.steps,
     }
+    # A transformer that is given may be used as it is.
+    if not (config.transformer.checkpoint and config.transformer.training.steps == 0):
+        positive["transformer.training.steps"] = config.transformer.training.steps
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"config.{name} is {value}, but must be at least 1.")

@@ -83,13 +83,14 @@ def from_official(arrays: Mapping[str, np.ndarray], parts: Mapping[str, Part], *
     """Leaves of every part, float32, from official arrays that are each used exactly once.
 
     Raises:
-        UserError: lists by name what is missing, unknown or of another shape, and ends with `mend`.
+        UserError: lists by name what is missing, unknown, of another shape or not finite, and ends with `mend`.
     """
     shapes = {name: shape for part in parts.values() for name, shape in part.official_shapes().items()}
     problems = [f"{name} is missing" for name in shapes if name not in arrays]
     problems += [f"{name} is unknown" for name in arrays if name not in shapes]
     problems += [f"{name} has shape {tuple(arrays[name].shape)} instead of {shape}" for name, shape in shapes.items()
                  if name in arrays and tuple(arrays[name].shape) != shape]
+    problems += [f"{name} is not finite" for name in shapes if name in arrays and not np.isfinite(arrays[name]).all()]
     if problems:
         raise UserError(f"The official weights do not fit: {'; '.join(sorted(problems))}; {mend}")
     return {name: {path: _leaf(arrays, pair) for path, pair in part.pairs.items()} for name, part in parts.items()}

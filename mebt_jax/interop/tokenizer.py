@@ -10,6 +10,7 @@ from flax import nnx
 
 from mebt_jax.config import TokenizerConfig
 from mebt_jax.errors import UserError
+from mebt_jax.interop.features import shape_of
 from mebt_jax.interop.names import (
     CONV2D, CONV3D, TRANSPOSED3D, Pair, Part, Path, filled, from_official, part_of, without_counters,
 )
@@ -68,6 +69,18 @@ def tokenizer_parts(config: TokenizerConfig) -> dict[str, Part]:
     return {"tokenizer": part_of(abstract_tokenizer(config), _tokenizer_pair),
             "codebook": Part({(field,): Pair((name,)) for field, name in CODEBOOK_NAMES.items()},
                              {(field,): shape for field, shape in shapes.items()})}
+
+
+def discriminator_from_official(state_dict: Mapping[str, np.ndarray], ours: str) -> tuple[nnx.State, dict[str, int]] | None:
+    """State and sizes ("channels", "layers") of one of DISCRIMINATORS from the state dict of a VQGAN, None if it has none."""
+    prefix = f"{DISCRIMINATORS[ours][0]}."
+    arrays = {name: array for name, array in without_counters(state_dict).items() if name.startswith(prefix)}
+    if not arrays:
+        return None
+    layers = len({name.split(".")[1] for name in arrays}) - 2
+    sizes = {"channels": shape_of(arrays, f"{prefix}model0.0.weight")[0], "layers": layers}
+    state, part = discriminator_part(ours, **sizes)
+    return filled(state, from_official(arrays, {ours: part}, mend="give a VQGAN of TATS.")[ours]), sizes
 
 
 def discriminator_part(ours: str, channels: int, layers: int) -> tuple[nnx.State, Part]:

@@ -43,8 +43,8 @@ def read_torch_file(path: Path) -> Any:
     try:
         return _read_zip(path) if magic == ZIP_MAGIC else _read_legacy(path)
     except Refused as error:
-        raise UserError(f"{path} was refused: its pickle asks for {error}, which checkpoints of weights have no need of; nothing "
-                        f"in it was run. Save its state_dict alone, with the program that it came from.") from error
+        raise UserError(f"{path} was refused: its pickle asks for {error}, which checkpoints of weights have no need of; "
+                        f"nothing in it was run. Save its state_dict alone, with the program it came from.") from error
     # Damaged bytes can make a pickle fail in any way; whatever it is, the file is at fault.
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

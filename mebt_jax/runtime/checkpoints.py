@@ -238,8 +238,8 @@ def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
 
 
-def _whole(leaf: jax.Array) -> jax.Array:
-    if leaf.is_fully_addressable:
+def _whole(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
         return leaf
     from jax.experimental import multihost_utils
     return multihost_utils.process_allgather(leaf, tiled=True)

@@ -22,7 +22,7 @@ from mebt_jax.runtime.train_state import (
     TrainState, accumulated_gradients, apply_gradients, create_sharded, join_pieces, new_state,
 )
 from mebt_jax.tokenizer import losses, quantizers
-from mebt_jax.tokenizer.autoencoder import Tokenizer
+from mebt_jax.tokenizer.autoencoder import Tokenizer, tokenizer_hash
 
 STAGE = "tokenizer"
 PICTURED_CLIPS = 4
@@ -161,11 +161,6 @@ def reconstruction_rows(video: np.ndarray, reconstruction: np.ndarray) -> list[t
 def abstract_tokenizer(config: Config) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure and parameter shapes, without making any array."""
     return nnx.split(nnx.eval_shape(lambda: Tokenizer(config.tokenizer, rngs=nnx.Rngs(0))))
-
-
-def tokenizer_hash(params: nnx.State, codebook: quantizers.Codebook) -> str:
-    """Names a tokenizer by content: two of the same hash give the same codes."""
-    return checkpoints.content_hash({"params": params, "codes": codebook.embeddings})
 
 
 def load_tokenizer(config: Config, workdir: Path, mesh: Mesh) -> TrainedTokenizer:

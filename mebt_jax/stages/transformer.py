@@ -47,6 +47,8 @@ class TrainedTransformer:
 def run(config: Config, workdir: Path) -> None:
     """Trains to `config.transformer.training.steps`, from the last checkpoint of the workdir if there is one.
 
+    With 0 steps the transformer of `config.transformer.checkpoint` is used as it is.
+
     Raises:
         UserError: the mesh, the batch size, the tokenizer or a checkpoint do not fit, the loss is not finite, or the disk is
             full.
@@ -58,6 +60,12 @@ def run(config: Config, workdir: Path) -> None:
     mesh = mesh_lib.make_mesh(config.mesh)
     training = config.transformer.training
     mesh_lib.check_batch_size(mesh, training.batch_size // training.accumulation, "config.transformer.training.batch_size")
+    if training.steps == 0:
+        found = load_transformer(config, workdir, mesh, load_tokenizer(config, workdir, mesh).content_hash)
+        weights = checkpoints.content_hash(found.params)
+        telemetry.say(f"{STAGE}: {weights} of {config.transformer.checkpoint} is used, nothing to train")
+        workdir_lib.mark_done(config, workdir, STAGE, weights=weights)
+        return
 
     # ---- data and frozen tokenizer ----------------------------------------------------------------------------------
     clip_sources = sources.open_sources(config, workdir)
@@ -269,18 +277,27 @@ def abstract_transformer(config: Config) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def load_transformer(config: Config, workdir: Path, mesh: Mesh, tokenizer_hash: str) -> TrainedTransformer:
-    """The transformer of the workdir: averaged weights where there are any.
+    """The transformer of the workdir, or of `config.transformer.checkpoint` where it is used as it is.
 
     Args:
         workdir: a workdir, its transformer folder, or a folder of checkpoints.
         tokenizer_hash: `TrainedTokenizer.content_hash` of the tokenizer to decode with.
 
     Raises:
-        UserError: there is none, it has other sizes, or it was trained on the codes of another tokenizer.
+        UserError: there is none, it has other layers or sizes, or it was trained on the codes of another tokenizer.
+
+    Returns:
+        Averaged weights where there are any.
     """
-    folder = checkpoints.find_checkpoints(workdir, STAGE)
+    as_it_is = config.transformer.training.steps == 0
+    folder = checkpoints.find_checkpoints(Path(config.transformer.checkpoint) if as_it_is else workdir, STAGE)
     refuse_other_tokenizer(folder, tokenizer_hash)
     meta = checkpoints.read_meta(folder)
+    theirs, ours = meta["config"][STAGE], config_lib.to_dict(config)[STAGE]
+    for name in ("layers", "width", "heads", "latents", "flavour"):  # heads and kinds of layers do not show in the shapes
+        if theirs[name] != ours[name]:
+            raise UserError(f"The transformer in {folder} has {name} {theirs[name]}, but config.transformer.{name} is "
+                            f"{ours[name]}; set it to {theirs[name]} or use another transformer.")
     graphdef, params = abstract_transformer(config)
     weights = "ema" if meta["config"][STAGE]["training"]["ema_decay"] > 0 else "params"
     parts = mesh_lib.with_sharding({weights: params}, mesh, config.runtime.fsdp_min_elements)
@@ -291,7 +308,9 @@ def refuse_other_tokenizer(folder: Path, tokenizer_hash: str) -> None:
     """Raises UserError if the latest checkpoint in `folder`, if any, was trained on the codes of another tokenizer."""
     if checkpoints.has_checkpoint(folder):
         trained_on = checkpoints.read_meta(folder)["tokenizer"]
-        if trained_on != tokenizer_hash:
+        if trained_on is None:  # converted without its tokenizer
+            telemetry.say(f"{STAGE}: {folder} does not name its tokenizer; that it is {tokenizer_hash} cannot be checked")
+        elif trained_on != tokenizer_hash:
             raise UserError(f"The transformer in {folder} was trained on the codes of tokenizer {trained_on}, but the "
                             f"tokenizer here is {tokenizer_hash}, whose codes mean other things; use that tokenizer, or "
                             f"remove {folder.parent} to train a transformer for this one.")

@@ -12,6 +12,7 @@ from einops import rearrange
 from flax import nnx
 
 from mebt_jax.config import TokenizerConfig
+from mebt_jax.runtime.checkpoints import content_hash
 from mebt_jax.tokenizer import quantizers
 from mebt_jax.tokenizer.convolutions import SameConv3d, SameConvTranspose3d, Size
 from mebt_jax.tokenizer.norms import make_norm
@@ -63,6 +64,11 @@ def encode_to_codes(tokenizer: Tokenizer, codebook: quantizers.Codebook, video: 
 def decode_codes(tokenizer: Tokenizer, codebook: quantizers.Codebook, codes: jax.Array) -> jax.Array:
     """Code indices [B, T, H, W] -> video, float32 [B, F, H, W, 3]."""
     return tokenizer.decode(quantizers.lookup(codebook, codes))
+
+
+def tokenizer_hash(params: nnx.State, codebook: quantizers.Codebook) -> str:
+    """Names a tokenizer by content: two of the same hash give the same codes."""
+    return content_hash({"params": params, "codes": codebook.embeddings})
 
 
 def level_strides(compression: Size, patch: Size) -> tuple[Size, ...]:

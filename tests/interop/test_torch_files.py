@@ -148,7 +148,7 @@ def test_code_in_a_file_is_named_and_not_run(tmp_path, write, protocol, function
     (b"\x80\x02carr\n", "damaged"),
     (b"\x80\x02N" + b"\x85" * 200_000 + b".", "more than 100000 tuples"),
     (b"\x80\x02]q\x00h\x00a.", "more than 100 levels"),  # a list that contains itself
-    (b"\x80\x02]q\x00" + b"".join(b"](h%c" % n + b"h%c" % n + b"eq%c" % (n + 1) for n in range(40)) + b".", "10000000 values"),
+    (b"\x80\x02]q\x00" + b"".join(b"](h%ch%ceq%c" % (n, n, n + 1) for n in range(40)) + b".", "10000 values"),  # 2^40 lists
     (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00"
      b"\x00\x00cpuK\x04tQK\x00K\x09\x85K\x01\x85\x89}tR.", "damaged"),
 ])
@@ -157,7 +157,7 @@ def test_hostile_opcodes_end_in_one_sentence(tmp_path, opcodes, words, monkeypat
     write_zip(tmp_path / "hostile.ckpt", opcodes)
     with pytest.raises(UserError) as error:
         read_torch_file(tmp_path / "hostile.ckpt")
-    assert words.replace("10000000", "10000") in str(error.value) and "\n" not in str(error.value)
+    assert words in str(error.value) and "\n" not in str(error.value)
     assert inert_pickle.ALLOWED["torch._utils._rebuild_tensor_v2"]._function.__defaults__ is None
 
 
@@ -173,8 +173,8 @@ def test_tensors_that_reach_beyond_their_storage_are_refused(tmp_path, offset, s
         return b"(" + b"".join(map(number, values)) + b"t"
 
     storage = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x04tQ"
-    write_zip(tmp_path / "file.ckpt", b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + numbers(shape)
-              + numbers(strides) + b"\x89}tR.", [np.arange(4, dtype=np.float32)])
+    rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + numbers(shape) + numbers(strides) + b"\x89}tR"
+    write_zip(tmp_path / "file.ckpt", b"\x80\x02" + rebuilt + b".", [np.arange(4, dtype=np.float32)])
     if fits:
         assert read_torch_file(tmp_path / "file.ckpt").ravel().tolist() == list(range(offset, 4))
     else:
