@@ -159,6 +159,9 @@ def get_config() -> ConfigDict:
     sample.clips = 16
     sample.batch_size = 4
     sample.seed = 0
+    # Which tokens a draft step commits: "confidence" (MaskGIT, official), "random", or "halton" (evenly over space and time).
+    # The last two know the tokens before the pass and compute less.
+    sample.order = "confidence"
     # Share of tokens still masked after step s of S is schedule(s / S) (MaskGIT's cosine).
     sample.mask_schedule = "cosine"
     # S, draft steps; choice temperature of the Gumbel noise on the confidence; temperature of the token distribution. This
@@ -171,6 +174,12 @@ def get_config() -> ConfigDict:
     sample.top_p = 1.0
     # Steps before the draft that each commit one token at a random place.
     sample.bootstrap_steps = 64
+    # Steps, in the middle of the draft, that each commit some tokens and hide as many others again, chosen at random
+    # (ReMDM), so that a code can still change; they run when at most this share of the tokens is masked, each with this
+    # share of the tokens.
+    sample.remask_steps = 0
+    sample.remask_at = 0.2
+    sample.remask_share = 0.05
     # M rounds, each re-predicting R random parts of the clip in turn from the rest, at its own temperature.
     sample.revise_rounds = 2
     sample.revise_partitions = 32

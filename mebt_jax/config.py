@@ -24,6 +24,7 @@ INITIALIZATIONS = ("official", "grid")
 REMAT_POLICIES = ("none", "block", "dots")
 DTYPES = ("float32", "bfloat16")
 DATA_SOURCES = ("moving_shapes", "folder", "ucf101", "sky_timelapse", "taichi_hd")
+ORDERS = ("confidence", "random", "halton")
 RATIO_SCHEDULES = ("linear", "cosine", "cosine_plus", "quadratic", "square", "cube", "sqrt", "convex")
 INTERVAL_SCHEDULES = ("clip", "renormalized", "uniform", "longest")
 LEARNING_RATE_DECAYS = ("constant", "cosine")
@@ -121,6 +122,7 @@ class SampleConfig:
     clips: int
     batch_size: int
     seed: int
+    order: str
     mask_schedule: str
     draft_steps: int
     choice_temperature: float
@@ -128,6 +130,9 @@ class SampleConfig:
     top_k: int
     top_p: float
     bootstrap_steps: int
+    remask_steps: int
+    remask_at: float
+    remask_share: float
     revise_rounds: int
     revise_partitions: int
     revise_temperature: float
@@ -240,6 +245,7 @@ def _check_values(config: Config) -> None:
         "masking.ratio_schedule": (config.masking.ratio_schedule, RATIO_SCHEDULES),
         "masking.interval_schedule": (config.masking.interval_schedule, INTERVAL_SCHEDULES),
         "sample.mask_schedule": (config.sample.mask_schedule, RATIO_SCHEDULES),
+        "sample.order": (config.sample.order, ORDERS),
     }
     choices |= {f"transformer.layers[{i}]": (kind, BLOCK_KINDS) for i, kind in enumerate(config.transformer.layers)}
     for name, (value, allowed) in choices.items():
@@ -270,6 +276,10 @@ def _check_values(config: Config) -> None:
     if not 0 <= config.sample.top_k <= config.tokenizer.codes or not 0 < config.sample.top_p <= 1:
         raise UserError(f"config.sample.top_k is {config.sample.top_k} and top_p is {config.sample.top_p}, but they must lie between 0 "
                         f"and the {config.tokenizer.codes} codes, and above 0 and up to 1.")
+    if config.sample.remask_steps < 0 or not 0 < config.sample.remask_at < 1 or not 0 < config.sample.remask_share < 1:
+        raise UserError(f"config.sample.remask_steps is {config.sample.remask_steps}, remask_at {config.sample.remask_at} and "
+                        f"remask_share {config.sample.remask_share}, but the first must not be negative and the others must "
+                        f"lie between 0 and 1.")
     positive = {
         "data.frame_stride": config.data.frame_stride, "data.train_clips": config.data.train_clips,
         "data.validation_clips": config.data.validation_clips, "data.record_frames": config.data.record_frames,

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from mebt_jax.config import Config
 from mebt_jax.runtime import checkpoints, mesh as mesh_lib, pictures, telemetry, workdir as workdir_lib
 from mebt_jax.sampling import decode
-from mebt_jax.sampling.plan import BOOTSTRAP, DRAFT, REVISE, Plan, build_plan
+from mebt_jax.sampling.plan import KINDS, Plan, build_plan, programs
 from mebt_jax.stages.tokenizer import load_tokenizer
 from mebt_jax.stages.transformer import TokenizerOnMesh, TrainedTransformer, load_transformer
 
@@ -43,7 +43,7 @@ def run(config: Config, workdir: Path) -> None:
     plan = build_plan(config.sample, math.prod(config.grid))
     batches = -(-config.sample.clips // config.sample.batch_size)
     telemetry.say(f"{STAGE}: {config.sample.clips} clips in {batches} batch(es) of {config.sample.batch_size}, "
-                  f"{plan.num_passes} passes each by {len(decode.compiled_shapes(plan))} compiled programs")
+                  f"{plan.num_passes} passes each by {len(programs(plan))} compiled programs")
 
     # ---- decode -----------------------------------------------------------------------------------------------------
     writes = jax.process_index() == 0
@@ -81,7 +81,7 @@ def generate(config: Config, transformer: TrainedTransformer, plan: Plan, mesh: 
     (indices,) = mesh_lib.put_rows(mesh, np.arange(first, first + config.sample.batch_size, dtype=np.int32))
     keys = jax.jit(decode.clip_keys, static_argnums=0, out_shardings=sharding)(config.sample.seed, indices)
     return decode.decode(transformer.graphdef, transformer.params, plan, config.grid, keys,
-                         block=config.transformer.loss_block, sharding=sharding, on_pass=bar.update)
+                         block=config.transformer.loss_block, sharding=sharding, on_pass=bar.update).codes
 
 
 def manifest(config: Config, plan: Plan, seconds: list[float]) -> dict[str, Any]:
@@ -93,9 +93,9 @@ def manifest(config: Config, plan: Plan, seconds: list[float]) -> dict[str, Any]
         "grid": list(config.grid),
         "frames_per_second": config.sample.frames_per_second,
         "passes": plan.num_passes,
-        "passes_by_kind": {kind: sum(one.kind == kind for one in plan.passes) for kind in (BOOTSTRAP, DRAFT, REVISE)},
+        "passes_by_kind": {kind: plan.count(kind) for kind in KINDS},
         "committed_per_pass": [one.committed for one in plan.passes],
-        "compiled_programs": [list(shape) for shape in sorted(decode.compiled_shapes(plan))],
+        "compiled_programs": len(programs(plan)),
         "seconds_first_batch": seconds[0],
         "seconds_per_later_batch": sum(later) / len(later) if later else None,
         "batch_size": config.sample.batch_size,

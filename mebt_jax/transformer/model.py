@@ -76,20 +76,26 @@ class MeBT(nnx.Module):
         kernel = self.head.kernel[...].astype(self.dtype)
         return jnp.einsum("...d,dv->...v", hidden.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
 
+    def embed_contexts(self, codes: jax.Array, positions: jax.Array) -> jax.Array:
+        """Known tokens before the first block, from int32 [B, C] codes and flat positions: [B, C, D]."""
+        return (self.token_embedding[...][codes] + self.position_embedding[...][positions]).astype(self.dtype)
+
+    def embed_rest(self, target_positions: jax.Array) -> dict[str, jax.Array]:
+        """Latents [B, L, D] and targets [B, M, D] before the first block, for targets at int32 [B, M] flat positions."""
+        targets = self.mask_embedding[...][None, None] + self.position_embedding[...][target_positions]
+        latents = jnp.broadcast_to(self.latents[...], (target_positions.shape[0], *self.latents.shape))
+        return {"latents": latents.astype(self.dtype), "targets": targets.astype(self.dtype)}
+
     def _embed(
         self, context_codes: jax.Array, context_positions: jax.Array, target_positions: jax.Array, key: jax.Array | None
     ) -> dict[str, jax.Array]:
         """The three streams before the first block: latents [B, L, D], contexts [B, C, D], targets [B, M, D]."""
-        batch = target_positions.shape[0]
-        positions = self.position_embedding[...]  # [N, D]
-        tokens = {
-            "latents": jnp.broadcast_to(self.latents[...], (batch, *self.latents.shape)),
-            "contexts": self.token_embedding[...][context_codes] + positions[context_positions],
-            "targets": self.mask_embedding[...][None, None] + positions[target_positions],
-        }
+        rest = self.embed_rest(target_positions)
+        tokens = {"latents": rest["latents"], "contexts": self.embed_contexts(context_codes, context_positions),
+                  "targets": rest["targets"]}
         # Layers use fold_in(key, 0 .. layers - 1); the embeddings come after them.
         keys = (None,) * 3 if key is None else jax.random.split(jax.random.fold_in(key, self.num_layers), 3)
         return {
-            name: dropout(array.astype(self.dtype), self.embedding_dropout, stream_key)
+            name: dropout(array, self.embedding_dropout, stream_key)
             for (name, array), stream_key in zip(tokens.items(), keys)
         }

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mebt_jax.config import SampleConfig
+from configs.base import get_config
+from mebt_jax.config import from_config_dict
 from mebt_jax.errors import UserError
-from mebt_jax.sampling.plan import BOOTSTRAP, DRAFT, REVISE, build_plan
+from mebt_jax.sampling.plan import BOOTSTRAP, DRAFT, DRAFT_PROGRAMS, REMASK, REVISE, build_plan, programs, shared_sizes
 from mebt_jax.sampling.presets import PRESETS
 
 VECTORS = np.load(Path(__file__).parent / "vectors" / "schedules.npz")
-SETTINGS = SampleConfig(clips=4, batch_size=2, seed=0, mask_schedule="cosine", draft_steps=8, choice_temperature=4.0,
-                        temperature=1.0, top_k=0, top_p=1.0, bootstrap_steps=0, revise_rounds=0, revise_partitions=1,
-                        revise_temperature=0.5, frames_per_second=10.0)
+SETTINGS = dataclasses.replace(from_config_dict(get_config()).sample, draft_steps=8, choice_temperature=4.0, top_k=0,
+                               bootstrap_steps=0, revise_rounds=0, revise_partitions=1, revise_temperature=0.5)
 
 
 @pytest.mark.parametrize("name", [name for name in VECTORS if name.startswith("masked/")])
@@ -69,6 +69,29 @@ def test_the_config_of_the_same_name_samples_by_the_preset(name):
     preset = dataclasses.asdict(PRESETS[name])
     assert {field: settings[field] for field in preset} == preset
     assert (settings.mask_schedule, settings.temperature, settings.top_p) == ("cosine", 1.0, 1.0)
+
+
+@pytest.mark.parametrize("order", ["confidence", "halton"])
+def test_a_long_plan_needs_few_programs_and_little_padding(order):
+    settings = dataclasses.replace(SETTINGS, order=order, **dataclasses.asdict(PRESETS["ucf128"]), remask_steps=5)
+    plan = build_plan(settings, 8192)
+    assert plan.num_passes == 163 and len(programs(plan)) <= DRAFT_PROGRAMS + 3
+    padded = 0
+    for one, sizes in zip(plan.passes, shared_sizes(plan)):
+        assert one.contexts <= sizes.contexts and one.targets <= sizes.targets and one.committed <= sizes.committed
+        assert sizes.asked == (sizes.targets if one.kind == DRAFT and order == "confidence" else sizes.committed)
+        padded += sizes.targets - one.targets
+    assert padded < 0.03 * sum(one.targets for one in plan.passes)
+
+
+def test_remasking_hides_as_many_tokens_as_it_commits():
+    plan = build_plan(dataclasses.replace(SETTINGS, remask_steps=3, remask_at=0.5, remask_share=0.1), 64, 4)
+    kinds = [one.kind for one in plan.passes]
+    first = kinds.index(REMASK)
+    assert kinds.count(REMASK) == 3 and kinds[first:first + 3] == [REMASK] * 3
+    assert {one.committed for one in plan.passes[first:first + 3]} == {6}
+    assert plan.passes[first].targets == plan.passes[first + 3].targets  # the draft goes on where it was
+    assert plan.passes[first - 1].committed < plan.passes[first - 1].targets
 
 
 def test_plan_is_static_data():

@@ -62,7 +62,7 @@ def test_sample_writes_clips_codes_sheet_and_manifest(workdir):
     assert 0 <= codes.min() and codes.max() < CONFIG.tokenizer.codes
     assert Image.open(workdir / "sample" / "contact_sheet.png").height >= 10 * 64
     manifest = json.loads((workdir / "sample" / "manifest.json").read_text())
-    assert manifest["passes"] == 4 and manifest["passes_by_kind"] == {"bootstrap": 0, "draft": 2, "revise": 2}
+    assert manifest["passes"] == 4 and manifest["passes_by_kind"] == {"bootstrap": 0, "draft": 2, "remask": 0, "revise": 2}
     assert manifest["tokenizer"] == checkpoints.read_meta(workdir / "transformer" / "checkpoints")["tokenizer"]
     assert workdir_lib.is_done(CONFIG, workdir, "sample")
 
