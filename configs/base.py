@@ -155,10 +155,29 @@ def get_config() -> ConfigDict:
     masking.splits = 4
 
     config.sample = sample = ConfigDict()
-    # Clips to generate, and how many at a time over all devices.
+    # "generate"; or with the videos of `input`: "predict" (after given_frames), "interpolate" (between given_frames and
+    # given_last_frames), "fill" (where `mask` is white), "edit" (draw `region` anew), "extend" (to `frames`; also without input).
+    sample.task = "generate"
+    # Clips to make, the number of the first, and how many at a time over all devices. A clip follows from its number and
+    # the seed, so any one can be made again alone; clip i takes the i-th video of `input`, and after the last the first again.
     sample.clips = 16
+    sample.first_clip = 0
     sample.batch_size = 4
     sample.seed = 0
+    # A video file, a folder of frames, or a folder of videos.
+    sample.input = ""
+    # Frames that are given at the start and at the end of a clip; whole tokens, so multiples of tokenizer.compression[0].
+    sample.given_frames = 0
+    sample.given_last_frames = 0
+    # For fill: an image, white where to fill in all frames, or a .npy of [F, H, W] or [H, W], not 0 where to fill.
+    sample.mask = ""
+    # For edit: (first frame, end, top, bottom, left, right), the ends not included.
+    sample.region = (0, 0, 0, 0, 0, 0)
+    # For extend: length of the video, and how many of its frames the next window sees (0: half of the window).
+    sample.frames = 1024
+    sample.overlap_frames = 0
+    # Settings of the official scripts by name, in place of those below: "sky16", ... (mebt_jax/sampling/presets.py).
+    sample.preset = ""
     # Which tokens a draft step commits: "confidence" (MaskGIT, official), "random", or "halton" (evenly over space and time).
     # The last two know the tokens before the pass and compute less.
     sample.order = "confidence"
@@ -184,6 +203,8 @@ def get_config() -> ConfigDict:
     sample.revise_rounds = 2
     sample.revise_partitions = 32
     sample.revise_temperature = 0.1
+    # What is written of every clip: "mp4", "gif" (not by extend), "npz" (uint8 frames), "frames" (PNG files); codes always.
+    sample.formats = ("mp4", "gif")
     # Of the written mp4 and GIF files.
     sample.frames_per_second = 20.0
 

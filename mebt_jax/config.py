@@ -24,6 +24,8 @@ INITIALIZATIONS = ("official", "grid")
 REMAT_POLICIES = ("none", "block", "dots")
 DTYPES = ("float32", "bfloat16")
 DATA_SOURCES = ("moving_shapes", "folder", "ucf101", "sky_timelapse", "taichi_hd")
+TASKS = ("generate", "predict", "interpolate", "fill", "extend", "edit")
+FORMATS = ("mp4", "gif", "npz", "frames")
 ORDERS = ("confidence", "random", "halton")
 RATIO_SCHEDULES = ("linear", "cosine", "cosine_plus", "quadratic", "square", "cube", "sqrt", "convex")
 INTERVAL_SCHEDULES = ("clip", "renormalized", "uniform", "longest")
@@ -119,9 +121,19 @@ class MaskingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
+    task: str
     clips: int
+    first_clip: int
     batch_size: int
     seed: int
+    input: str
+    given_frames: int
+    given_last_frames: int
+    mask: str
+    region: tuple[int, int, int, int, int, int]
+    frames: int
+    overlap_frames: int
+    preset: str
     order: str
     mask_schedule: str
     draft_steps: int
@@ -136,6 +148,7 @@ class SampleConfig:
     revise_rounds: int
     revise_partitions: int
     revise_temperature: float
+    formats: tuple[str, ...]
     frames_per_second: float
 
 
@@ -245,8 +258,10 @@ def _check_values(config: Config) -> None:
         "masking.ratio_schedule": (config.masking.ratio_schedule, RATIO_SCHEDULES),
         "masking.interval_schedule": (config.masking.interval_schedule, INTERVAL_SCHEDULES),
         "sample.mask_schedule": (config.sample.mask_schedule, RATIO_SCHEDULES),
+        "sample.task": (config.sample.task, TASKS),
         "sample.order": (config.sample.order, ORDERS),
     }
+    choices |= {f"sample.formats[{i}]": (name, FORMATS) for i, name in enumerate(config.sample.formats)}
     choices |= {f"transformer.layers[{i}]": (kind, BLOCK_KINDS) for i, kind in enumerate(config.transformer.layers)}
     for name, (value, allowed) in choices.items():
         if value not in allowed:

@@ -122,3 +122,8 @@ def local_rows(array: jax.Array) -> np.ndarray:
     """The rows [b, ...] of a batch-sharded array that lie on this process, in order and each once."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def on_host(array: jax.Array, mesh: Mesh) -> np.ndarray:
+    """The whole of a sharded array, on every process."""
+    return np.asarray(jax.jit(lambda x: x, out_shardings=replicated(mesh))(array))

@@ -26,18 +26,33 @@ MAX_PANELS = 12
 SPLITS = ("train", "validation")
 
 
-def write_mp4(path: Path, video: np.ndarray, frames_per_second: float) -> None:
-    """Writes uint8 [F, H, W, 3] as H.264; clips below 128 px are enlarged by a whole factor, odd sizes padded by one."""
-    frames = _even(_enlarge(_checked(video), SHOWN_SIZE))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), mode="w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(frames_per_second).limit_denominator(1000))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"  # the one layout that every player and browser shows
-        stream.options = {"crf": "16", "preset": "fast"}
+class Mp4Writer:
+    """An H.264 file that grows by pieces uint8 [F, H, W, 3]; below 128 px enlarged by a whole factor, odd sizes padded by one."""
+
+    def __init__(self, path: Path, frames_per_second: float) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._container = av.open(str(path), mode="w", format="mp4")
+        self._stream = self._container.add_stream("libx264", rate=Fraction(frames_per_second).limit_denominator(1000))
+        self._stream.pix_fmt = "yuv420p"  # the one layout that every player and browser shows
+        self._stream.options = {"crf": "16", "preset": "fast"}
+
+    def write(self, video: np.ndarray) -> None:
+        frames = _even(_enlarge(_checked(video), SHOWN_SIZE))
+        if not self._stream.codec_context.is_open:
+            self._stream.height, self._stream.width = frames.shape[1:3]
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
+            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+
+    def close(self) -> None:
+        self._container.mux(self._stream.encode())
+        self._container.close()
+
+
+def write_mp4(path: Path, video: np.ndarray, frames_per_second: float) -> None:
+    """Writes uint8 [F, H, W, 3] as one file, see `Mp4Writer`."""
+    writer = Mp4Writer(path, frames_per_second)
+    writer.write(video)
+    writer.close()
 
 
 def write_gif(path: Path, video: np.ndarray, frames_per_second: float) -> None:

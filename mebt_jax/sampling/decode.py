@@ -24,7 +24,7 @@ from mebt_jax.transformer import cached
 
 GIVEN = -1  # in `Decoded.committed_at`
 # Roots of a clip's random numbers, by fold_in.
-PASSES, PARTS, ORDER = range(3)
+PASSES, PARTS, ORDER, WINDOW = range(4)
 
 
 @struct.dataclass

@@ -6,6 +6,9 @@ because draft steps that commit nothing are skipped (see `plan`).
 
 import dataclasses
 
+from mebt_jax.config import SampleConfig
+from mebt_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
@@ -32,3 +35,17 @@ PRESETS = {
     "taichi128": Preset(32, 4.0, top_k=32, bootstrap_steps=64, revise_rounds=4, revise_partitions=2, revise_temperature=0.1),
     "ucf128": Preset(32, 2.0, top_k=32, bootstrap_steps=64, revise_rounds=2, revise_partitions=32, revise_temperature=0.1),
 }
+
+
+def with_preset(config: SampleConfig) -> SampleConfig:
+    """The settings with those of `config.preset` put in, if it names one.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    if not config.preset:
+        return config
+    if config.preset not in PRESETS:
+        raise UserError(f"config.sample.preset is {config.preset!r}, but must be one of {', '.join(PRESETS)}, or \"\" for the "
+                        f"settings of the config.")
+    return dataclasses.replace(config, **dataclasses.asdict(PRESETS[config.preset]))

@@ -1,0 +1,54 @@
+"""How many clips fit on a device while they are decoded: an estimate that is made before anything is compiled."""
+
+import os
+
+import jax
+import numpy as np
+
+from mebt_jax.config import Config
+from mebt_jax.errors import UserError
+from mebt_jax.sampling.plan import Plan, shared_sizes
+
+# Arrays of the size of the video's finest feature maps that live at one time while codes are turned into pixels.
+PIXEL_ARRAYS = 4
+
+
+def clip_bytes(config: Config, plan: Plan, num_tokens: int) -> int:
+    """Bytes per clip at the widest point: cache and the largest pass, or the way from codes to pixels."""
+    model, tokenizer = config.transformer, config.tokenizer
+    width, item = model.width, np.dtype("float32").itemsize if model.dtype == "float32" else 2
+    cached = 0 if "maskgit" in model.layers else model.layers.count("encode")
+    cache = 2 * cached * num_tokens * width * item
+    passes = [
+        (size.targets + model.latents) * 12 * width * item  # stream, query, keys, values, and the two of the MLP's width
+        + model.heads * model.latents * max(size.targets, num_tokens) * (4 + item)  # attention scores and weights
+        + 3 * min(model.loss_block, size.asked) * tokenizer.codes * 4  # logits
+        for size in shared_sizes(plan)]
+    pixels = config.data.frames * config.data.resolution**2
+    channels = max(3, 2 * tokenizer.hidden // int(np.prod(tokenizer.patch)))
+    return max(cache + max(passes), PIXEL_ARRAYS * pixels * channels * 4)
+
+
+def check_batch(config: Config, plan: Plan, parameter_bytes: int, shards: int, limit: int | None = None) -> None:
+    """Raises UserError if `config.sample.batch_size` clips over `shards` devices should not fit; says how many should.
+
+    Args:
+        parameter_bytes: of the weights on each device.
+        limit: bytes of a device; None asks the device, or on a CPU the machine.
+    """
+    limit = device_bytes() if limit is None else limit
+    each = clip_bytes(config, plan, plan.num_tokens)
+    largest = max(0, limit - parameter_bytes) // each * shards
+    if config.sample.batch_size > largest:
+        mend = (f"the largest that should is {largest}" if largest else
+                f"not one does, as a clip takes about {each / 2**30:.1f} GiB beside the weights; use larger devices or bfloat16")
+        raise UserError(f"config.sample.batch_size {config.sample.batch_size} does not fit the {limit / 2**30:.1f} GiB of each of the "
+                        f"{shards} device(s): {mend}.")
+
+
+def device_bytes() -> int:
+    """Memory that one device of this process can use."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

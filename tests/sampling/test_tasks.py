@@ -1,0 +1,98 @@
+"""What each task gives and hides, and the errors for what does not fit. Clips of 16 frames of 16x16, tokens of 4x4x4."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mebt_jax.config import from_config_dict
+from mebt_jax.errors import UserError
+from mebt_jax.runtime import pictures
+from mebt_jax.sampling import memory, tasks
+from mebt_jax.sampling.plan import build_plan
+from tests.tiny_config import tiny_config
+
+CONFIG = from_config_dict(tiny_config(data__frames=16))
+VIDEO = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), np.uint8)
+
+
+def box_mask():
+    drawn = np.zeros((16, 16, 16), bool)
+    drawn[5, 0, 3] = drawn[8:, 4:12, 4:12] = True
+    return drawn
+
+
+@pytest.mark.parametrize("task, known", [
+    (tasks.generate(CONFIG), lambda t, h, w: np.zeros_like(t, bool)),
+    (tasks.predict(CONFIG, 8), lambda t, h, w: t < 2),
+    (tasks.interpolate(CONFIG, 4, 8), lambda t, h, w: (t < 1) | (t >= 2)),
+    (tasks.edit(CONFIG, (0, 4, 3, 4, 8, 16)), lambda t, h, w: ~((t == 0) & (h == 0) & (w >= 2))),
+    (tasks.fill(CONFIG, box_mask()),
+     lambda t, h, w: ~((t == 1) & (h == 0) & (w == 0) | (t >= 2) & (h > 0) & (h < 3) & (w > 0) & (w < 3))),
+    (tasks.continuation(CONFIG, 12), lambda t, h, w: t < 3)], ids=lambda x: getattr(x, "name", ""))
+def test_a_token_is_known_if_all_of_its_pixels_are(task, known):
+    np.testing.assert_array_equal(task.known, known(*np.indices((4, 4, 4))))
+    assert task.num_known == task.known.sum()
+
+
+@pytest.mark.parametrize("task", [tasks.predict(CONFIG, 8), tasks.interpolate(CONFIG, 4, 8), tasks.fill(CONFIG, box_mask())],
+                         ids=lambda task: task.name)
+def test_what_is_drawn_is_not_shown(task):
+    other = np.where(task.drawn[..., None], 255 - VIDEO, VIDEO)
+    shown = task.visible(VIDEO)
+    np.testing.assert_array_equal(shown, task.visible(other))
+    np.testing.assert_array_equal(shown[~task.drawn], VIDEO[~task.drawn])
+
+
+def test_an_edit_shows_the_whole_video_and_a_prediction_its_last_frame_on():
+    np.testing.assert_array_equal(tasks.edit(CONFIG, (0, 4, 0, 4, 0, 4)).visible(VIDEO), VIDEO)
+    shown = tasks.predict(CONFIG, 8).visible(VIDEO)
+    np.testing.assert_array_equal(shown[8:], np.broadcast_to(VIDEO[7], shown[8:].shape))
+    np.testing.assert_array_equal(tasks.predict(CONFIG, 8).visible(VIDEO[:8]), shown)
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: tasks.predict(CONFIG, 20), "given_frames is 20.*from 4 to 15"),
+    (lambda: tasks.predict(CONFIG, 0), "given_frames is 0"),
+    (lambda: tasks.predict(CONFIG, 6), "use a multiple, such as 8"),
+    (lambda: tasks.interpolate(CONFIG, 8, 8), "leave nothing to draw"),
+    (lambda: tasks.interpolate(CONFIG, 4, 16), "given_last_frames is 16"),
+    (lambda: tasks.continuation(CONFIG, 16), "overlap_frames is 16"),
+    (lambda: tasks.fill(CONFIG, np.zeros((8, 8), bool)), r"mask has shape \(8, 8\).*\[16, 16\]"),
+    (lambda: tasks.edit(CONFIG, (0, 4, 8, 20, 0, 4)), "region is"),
+    (lambda: tasks.predict(CONFIG, 8).visible(VIDEO[:4]), "has 4 frames"),
+    (lambda: tasks.predict(CONFIG, 8).visible(VIDEO[:, :8]), "clips are uint8"),
+    (lambda: build_plan(CONFIG.sample, 64, 65), "65 tokens are given"),
+    (lambda: tasks.find_inputs("no such folder"), "there is no video"),
+    (lambda: tasks.from_config(dataclasses.replace(CONFIG, sample=dataclasses.replace(CONFIG.sample, task="edit"))), "needs a video")])
+def test_what_does_not_fit_is_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_videos_and_masks_come_from_files(tmp_path):
+    pictures.write_mp4(tmp_path / "a.mp4", VIDEO, 10.0)
+    (clip,) = (tasks.read_clip(video, CONFIG) for video in tasks.find_inputs(str(tmp_path)))
+    (same,) = (tasks.read_clip(video, CONFIG) for video in tasks.find_inputs(str(tmp_path / "a.mp4")))
+    assert clip.shape == (16, 16, 16, 3) and (clip == same).all()
+    np.save(tmp_path / "mask.npy", box_mask())
+    np.testing.assert_array_equal(tasks.read_mask(tmp_path / "mask.npy", 16), box_mask())
+    Image.fromarray(np.where(box_mask()[9], 255, 0).astype(np.uint8)).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(tasks.read_mask(tmp_path / "mask.png", 16), box_mask()[9])
+    for path in (tmp_path / "a.mp4", tmp_path / "none.npy"):
+        with pytest.raises(UserError, match="mask"):
+            tasks.read_mask(path, 16)
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(UserError, match="a.mp4 cannot be used"):
+        tasks.read_clip(tasks.find_inputs(str(tmp_path / "a.mp4"))[0], CONFIG)
+
+
+def test_a_batch_too_large_for_the_device_is_refused_with_the_largest_that_is_not():
+    plan = build_plan(CONFIG.sample, 64)
+    each = memory.clip_bytes(CONFIG, plan, 64)
+    memory.check_batch(CONFIG, plan, 1000, shards=4, limit=1000 + 2 * each)
+    with pytest.raises(UserError, match="the largest that should is 4"):
+        memory.check_batch(CONFIG, plan, 1000, shards=4, limit=999 + 2 * each)
+    with pytest.raises(UserError, match="not one does"):
+        memory.check_batch(CONFIG, plan, 1000, shards=4, limit=each)

@@ -1,0 +1,180 @@
+"""Every task end to end with tiny random models: from Python, as the sample stage, to disk, and again after an interruption."""
+
+import dataclasses
+import json
+
+import av
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from mebt_jax.config import from_config_dict, to_dict
+from mebt_jax.errors import UserError
+from mebt_jax.runtime import mesh as mesh_lib, pictures
+from mebt_jax.sampling import tasks
+from mebt_jax.sampling.plan import REVISE
+from mebt_jax.stages import sample, sampler as sampler_lib
+from mebt_jax.stages.sampler import Sampler
+from mebt_jax.stages.tokenizer import TrainedTokenizer
+from mebt_jax.stages.transformer import TrainedTransformer, new_transformer
+from mebt_jax.tokenizer import quantizers
+from mebt_jax.tokenizer.autoencoder import Tokenizer
+from tests.tiny_config import tiny_config
+
+# 16 frames of 16x16 are 4x4x4 tokens; every task here is given half of them, so that all share their programs.
+CONFIG = from_config_dict(tiny_config(data__frames=16, sample__clips=3, sample__batch_size=2, sample__draft_steps=2,
+                                      sample__formats=("npz",), mesh__data=2))
+VIDEOS = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 16, 3), np.uint8)
+MASK = np.zeros((16, 16, 16), bool)
+MASK[:, :8] = True
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A tokenizer whose codes follow the picture, and a transformer, both with random weights."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)  # the time of this test is compilation
+    tokenizer = nnx.split(Tokenizer(CONFIG.tokenizer, rngs=nnx.Rngs(0)), nnx.Param)
+    codebook = quantizers.init_codebook(CONFIG.tokenizer, jax.random.key(0))
+    transformer = nnx.split(new_transformer(CONFIG, nnx.Rngs(1)), nnx.Param)
+    noisy = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(2), x.shape) / 4, transformer[1])
+    yield TrainedTokenizer(*tokenizer, codebook, content_hash="0"), TrainedTransformer(transformer[0], noisy, step=3)
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def sampler(models):
+    return Sampler(CONFIG, *models, mesh_lib.make_mesh(CONFIG.mesh))
+
+
+CALLS = {
+    "predict": lambda sampler, **which: sampler.predict(VIDEOS, 8, **which),
+    "interpolate": lambda sampler, **which: sampler.interpolate(list(VIDEOS), 4, 4, **which),
+    "fill": lambda sampler, **which: sampler.fill(VIDEOS, MASK, **which),
+    "edit": lambda sampler, **which: sampler.edit(VIDEOS, (0, 16, 8, 16, 0, 16), **which),
+}
+TASKS = {"predict": tasks.predict(CONFIG, 8), "interpolate": tasks.interpolate(CONFIG, 4, 4),
+         "fill": tasks.fill(CONFIG, MASK), "edit": tasks.edit(CONFIG, (0, 16, 8, 16, 0, 16))}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_given_tokens_never_change(sampler, name):
+    given = np.concatenate([sampler.encode(TASKS[name], VIDEOS[[i, i]])[:1] for i in range(3)])
+    known = TASKS[name].known
+    assert known.sum() == 32
+    drawn = {}
+    for seed in range(3):
+        drawn[seed] = CALLS[name](sampler, seed=seed)
+        assert drawn[seed].video.shape == VIDEOS.shape and drawn[seed].video.dtype == np.uint8
+        np.testing.assert_array_equal(drawn[seed].codes[:, known], given[:, known])
+        np.testing.assert_array_equal(drawn[seed].committed_at < 0, np.broadcast_to(known, drawn[seed].codes.shape))
+    assert (drawn[0].codes != drawn[1].codes)[:, ~known].mean() > 0.05
+    again = CALLS[name](sampler, seed=1)
+    np.testing.assert_array_equal(again.video, drawn[1].video)
+
+
+def test_extend_goes_on_from_what_it_has_and_costs_no_memory(sampler):
+    pieces = list(sampler.extend(40, videos=VIDEOS[:2], given=8, seed=4))
+    assert [piece.shape for piece in pieces] == [(2, 16, 16, 16, 3), *[(2, 8, 16, 16, 3)] * 3]
+    np.testing.assert_array_equal(pieces[0], sampler.predict(VIDEOS[:2], 8, seed=4).video)
+    first, *others = sampler.windows(TASKS["predict"], [0, 1], VIDEOS[:2], 40, seed=4)
+    codes = np.concatenate([first[0], *(codes for codes, _ in others)], axis=1)
+    assert codes.shape == (2, 10, 4, 4)
+    later = tasks.continuation(CONFIG, 8)
+    window = sampler.on_host(sampler._decode(later, sampler_lib._window_keys(sampler._keys(4, [0, 1]), 1),
+                                             jnp.pad(codes[:, 2:4], ((0, 0), (0, 2), (0, 0), (0, 0))), None).codes)
+    np.testing.assert_array_equal(window[:, :2], codes[:, 2:4])  # given tokens never change
+    np.testing.assert_array_equal(window[:, 2:], codes[:, 4:6])
+    whole = next(iter(sampler.extend(16, videos=VIDEOS[:2], given=16)))
+    np.testing.assert_array_equal(whole, sampler.video_of(np.asarray(sampler.encode(tasks.edit(
+        CONFIG, (0, 4, 0, 4, 0, 4)), VIDEOS[:2]))))
+
+
+def with_sample(**settings):
+    return dataclasses.replace(CONFIG, sample=dataclasses.replace(CONFIG.sample, **settings))
+
+
+@pytest.fixture
+def program(monkeypatch, models, tmp_path):
+    """Runs the sample stage with these models in one workdir; returns the folder of the task."""
+    monkeypatch.setattr(Sampler, "from_workdir", classmethod(
+        lambda cls, config, workdir: cls(config, *models, mesh_lib.make_mesh(config.mesh))))
+    for i, video in enumerate(VIDEOS[:2]):
+        pictures.write_mp4(tmp_path / "videos" / f"{i}.mp4", video, 10.0)
+    np.save(tmp_path / "mask.npy", MASK)
+
+    def run(**settings):
+        config = with_sample(input=str(tmp_path / "videos"), mask=str(tmp_path / "mask.npy"), **settings)
+        sample.run(config, tmp_path)
+        return tmp_path / "sample" / ("" if config.sample.task == "generate" else config.sample.task)
+
+    return run
+
+
+@pytest.mark.parametrize("settings", [
+    {"task": "predict", "given_frames": 8}, {"task": "interpolate", "given_frames": 4, "given_last_frames": 4},
+    {"task": "fill"}, {"task": "edit", "region": (0, 16, 8, 16, 0, 16)}], ids=lambda x: x["task"])
+def test_every_task_runs_as_a_stage_and_any_clip_can_be_made_again_alone(program, settings):
+    folder = program(**settings)
+    codes = np.load(folder / "tokens.npz")["codes"]
+    assert codes.shape == (3, 4, 4, 4)
+    known = TASKS[settings["task"]].known
+    np.testing.assert_array_equal(codes[0][known], codes[2][known])  # two videos for three clips
+    assert (codes[0] != codes[2]).any()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert [record["input"][-5:] for record in manifest["made"]] == ["0.mp4", "1.mp4", "0.mp4"]
+    assert Image.open(folder / "contact_sheet.png").height > 3 * 64
+    (folder / "tokens" / "clip_0002.npy").unlink()
+    program(**settings, first_clip=2, clips=1)
+    np.testing.assert_array_equal(np.load(folder / "tokens.npz")["codes"], codes[2:])
+
+
+def test_extend_streams_to_disk(program):
+    folder = program(task="extend", given_frames=8, frames=30, formats=("mp4", "frames"))
+    for number in range(3):
+        with av.open(str(folder / "clips" / f"clip_{number:04d}.mp4")) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 30
+        assert len(list((folder / "clips" / f"clip_{number:04d}").iterdir())) == 30
+        assert np.load(folder / "tokens" / f"clip_{number:04d}.npy").shape == (8, 4, 4)
+    assert sorted(path.name for path in (folder / "clips").iterdir() if path.name.startswith(".")) == []
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(program, monkeypatch):
+    settings = {"task": "predict", "given_frames": 8, "formats": ("mp4", "gif", "npz", "frames")}
+    drawn = []
+    count = lambda self, task, numbers, *rest, **more: drawn.append(numbers) or whole(self, task, numbers, *rest, **more)  # noqa: E731
+    whole = Sampler.draw_batch
+    monkeypatch.setattr(Sampler, "draw_batch", count)
+    folder = program(**settings)
+    assert drawn == [[0, 1], [2, 2]]
+    codes = np.load(folder / "tokens.npz")["codes"]
+    names = {path.name for path in (folder / "clips").iterdir()}
+    assert names == {f"clip_{i:04d}{end}" for i in range(3) for end in ("", ".mp4", ".gif", ".npz")}
+    assert np.load(folder / "clips" / "clip_0001.npz")["video"].shape == (16, 16, 16, 3)
+
+    (folder / "tokens" / "clip_0001.npy").unlink()  # as if killed before its end
+    (folder / "clips" / "clip_0002.gif").unlink()  # as if made without GIF
+    program(**settings)
+    assert drawn[2:] == [[1, 1]] and (folder / "clips" / "clip_0002.gif").exists()
+    np.testing.assert_array_equal(np.load(folder / "tokens.npz")["codes"], codes)
+    program(**settings, seed=7)
+    assert drawn[3:] == [[0, 1], [2, 2]]
+    assert (np.load(folder / "tokens.npz")["codes"] != codes).any()
+
+
+def test_settings_are_taken_from_presets_and_checked_by_name(models, tmp_path):
+    mesh = mesh_lib.make_mesh(CONFIG.mesh)
+    preset = Sampler(with_sample(preset="sky16"), *models, mesh)
+    assert preset.config.sample.draft_steps == 32 and preset.plan(tasks.generate(CONFIG)).count(REVISE) == 4
+    with pytest.raises(UserError, match="sky17.*sky16, taichi16"):
+        Sampler(with_sample(preset="sky17"), *models, mesh)
+    with pytest.raises(UserError, match="no work directory"):
+        Sampler.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(CONFIG)))
+    with pytest.raises(UserError, match="did you mean config.sample.batch_size"):
+        Sampler.load(tmp_path, batchsize=3)
+    with pytest.raises(UserError, match="3 videos are to be extended at once"):
+        next(Sampler(CONFIG, *models, mesh).extend(20, clips=3))
