@@ -13,8 +13,9 @@ from mebt_jax.masking.schedules import masked_count
 
 BOOTSTRAP, DRAFT, REMASK, REVISE = KINDS = ("bootstrap", "draft", "remask", "revise")
 # Draft passes shrink their target sets step by step; more programs mean less padding and more compilation. With 8 the
-# padding of 32 cosine steps is 5 % of the targets.
+# padding of 32 cosine steps is 5 % of the targets. Short clips take longer to compile than to decode.
 DRAFT_PROGRAMS = 8
+TOKENS_PER_PROGRAM = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +86,14 @@ def build_plan(config: SampleConfig, num_tokens: int, num_known: int = 0) -> Pla
 
 @functools.lru_cache(maxsize=64)
 def shared_sizes(plan: Plan) -> tuple[Sizes, ...]:
-    """Sizes of each pass: those of one kind share one program, the draft passes at most `DRAFT_PROGRAMS`.
+    """Sizes of each pass: those of one kind share one program, the draft passes two, or up to `DRAFT_PROGRAMS` in long clips.
 
     The draft is cut where the padding, summed over its passes, is least. A revise pass looks at every slot of the clip
     and masks its own targets out, which costs next to nothing with the keys at hand.
     """
     pieces: list[list[Pass]] = [[one for one in plan.passes if one.kind == kind] for kind in (BOOTSTRAP, REMASK, REVISE)]
-    pieces += _least_padding([one for one in plan.passes if one.kind == DRAFT], DRAFT_PROGRAMS)
+    drafts = min(DRAFT_PROGRAMS, max(2, plan.num_tokens // TOKENS_PER_PROGRAM))
+    pieces += _least_padding([one for one in plan.passes if one.kind == DRAFT], drafts)
     sizes = {}
     for piece in filter(None, pieces):
         targets, committed = max(one.targets for one in piece), max(one.committed for one in piece)

@@ -16,7 +16,7 @@ from mebt_jax.config import Config
 from mebt_jax.data.video_files import Video
 from mebt_jax.runtime import checkpoints, pictures, telemetry, workdir as workdir_lib
 from mebt_jax.runtime.mesh import on_host
-from mebt_jax.sampling import tasks
+from mebt_jax.sampling import cost, tasks
 from mebt_jax.sampling.plan import KINDS, Plan, programs
 from mebt_jax.sampling.tasks import Task
 from mebt_jax.stages.sampler import STAGE, Sampler
@@ -221,6 +221,7 @@ def manifest(config: Config, plans: list[Plan], seconds: list[float]) -> dict[st
         "passes_by_kind": {kind: sum(plan.count(kind) for plan in plans) for kind in KINDS},
         "committed_per_pass": [one.committed for plan in plans for one in plan.passes],
         "compiled_programs": len(used_programs(plans)),
+        "teraflop_per_clip": sum(cost.plan_flops(config.transformer, config.tokenizer.codes, plan) for plan in plans) / 1e12,
         "seconds_first_batch": seconds[0] if seconds else None,
         "seconds_per_later_batch": sum(later) / len(later) if later else None,
         "batch_size": config.sample.batch_size,

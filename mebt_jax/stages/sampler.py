@@ -20,7 +20,7 @@ from mebt_jax import config as config_lib
 from mebt_jax.config import Config
 from mebt_jax.errors import UserError
 from mebt_jax.runtime import mesh as mesh_lib, telemetry, workdir as workdir_lib
-from mebt_jax.sampling import decode, memory, tasks
+from mebt_jax.sampling import cost, decode, tasks
 from mebt_jax.sampling.plan import Plan, build_plan
 from mebt_jax.sampling.presets import with_preset
 from mebt_jax.sampling.tasks import Task
@@ -71,6 +71,12 @@ class Sampler:
         tokenizer = load_tokenizer(config, workdir, mesh)
         return cls(config, tokenizer, load_transformer(config, workdir, mesh, tokenizer.content_hash), mesh)
 
+    def changed(self, **settings: Any) -> "Sampler":
+        """The same models with other fields of `config.sample`."""
+        config = config_lib.to_dict(self.config)
+        config["sample"] |= {"preset": ""} | settings
+        return Sampler(config_lib.from_config_dict(config), self.tokenizer, self.transformer, self.mesh)
+
     # ---- tasks ------------------------------------------------------------------------------------------------------
 
     def generate(self, clips: int = 1, **which: int) -> Drawn:
@@ -104,11 +110,17 @@ class Sampler:
             overlap: frames of a window that the next one sees; 0 is half a window.
             seed, first: see `generate`.
         """
-        given_videos = None if videos is None else self._read(videos)
+        given_videos = None if videos is None else self.read(videos)
         task = tasks.generate(self.config) if videos is None else tasks.first_window(self.config, given)
         numbers = list(range(first, first + (clips if given_videos is None else len(given_videos))))
         for _, video in self.windows(task, numbers, given_videos, frames, overlap, seed):
             yield video
+
+    def read(self, videos: Videos) -> list[np.ndarray]:
+        """Clips uint8 [F, H, W, 3] from a video file, a folder of frames or of videos, or arrays [F, H, W, 3] and [n, F, H, W, 3]."""
+        if isinstance(videos, (str, Path)):
+            return [tasks.read_clip(video, self.config) for video in tasks.find_inputs(str(videos))]
+        return [videos] if isinstance(videos, np.ndarray) and videos.ndim == 4 else list(videos)
 
     # ---- one device batch -------------------------------------------------------------------------------------------
 
@@ -116,7 +128,7 @@ class Sampler:
         """Raises UserError if the task leaves nothing to draw, or a batch should not fit the device."""
         plan = build_plan(self.config.sample, math.prod(self.config.grid), task.num_known)
         weights = sum(leaf.nbytes for leaf in jax.tree.leaves((self.transformer.params, self.tokenizer.params)))
-        memory.check_batch(self.config, plan, weights, self._shards)
+        cost.check_batch(self.config, plan, weights, self._shards)
         return plan
 
     def draw_batch(self, task: Task, numbers: Sequence[int], videos: Sequence[np.ndarray] | None = None, *,
@@ -185,7 +197,7 @@ class Sampler:
         return [(filled[i:i + size], None if given is None else given[i:i + size]) for i in range(0, len(filled), size)]
 
     def _draw(self, task: Task, videos: Videos | None, *, clips: int = 1, seed: int | None = None, first: int = 0) -> Drawn:
-        given = None if videos is None else self._read(videos)
+        given = None if videos is None else self.read(videos)
         numbers = list(range(first, first + (clips if given is None else len(given))))
         batches, made = self.batches(numbers, given), []
         with telemetry.progress_bar(task.name, len(batches) * self.plan(task).num_passes, 0) as bar:
@@ -218,12 +230,6 @@ class Sampler:
     @property
     def _shards(self) -> int:
         return math.prod(self.mesh.shape[axis] for axis in mesh_lib.BATCH_AXES)
-
-
-    def _read(self, videos: Videos) -> list[np.ndarray]:
-        if isinstance(videos, (str, Path)):
-            return [tasks.read_clip(video, self.config) for video in tasks.find_inputs(str(videos))]
-        return [videos] if isinstance(videos, np.ndarray) and videos.ndim == 4 else list(videos)
 
 
 @jax.jit

@@ -9,7 +9,7 @@ from PIL import Image
 from mebt_jax.config import from_config_dict
 from mebt_jax.errors import UserError
 from mebt_jax.runtime import pictures
-from mebt_jax.sampling import memory, tasks
+from mebt_jax.sampling import tasks
 from mebt_jax.sampling.plan import build_plan
 from tests.tiny_config import tiny_config
 
@@ -86,13 +86,3 @@ def test_videos_and_masks_come_from_files(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video")
     with pytest.raises(UserError, match="a.mp4 cannot be used"):
         tasks.read_clip(tasks.find_inputs(str(tmp_path / "a.mp4"))[0], CONFIG)
-
-
-def test_a_batch_too_large_for_the_device_is_refused_with_the_largest_that_is_not():
-    plan = build_plan(CONFIG.sample, 64)
-    each = memory.clip_bytes(CONFIG, plan, 64)
-    memory.check_batch(CONFIG, plan, 1000, shards=4, limit=1000 + 2 * each)
-    with pytest.raises(UserError, match="the largest that should is 4"):
-        memory.check_batch(CONFIG, plan, 1000, shards=4, limit=999 + 2 * each)
-    with pytest.raises(UserError, match="not one does"):
-        memory.check_batch(CONFIG, plan, 1000, shards=4, limit=each)

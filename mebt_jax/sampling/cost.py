@@ -1,16 +1,54 @@
-"""How many clips fit on a device while they are decoded: an estimate that is made before anything is compiled."""
+"""What decoding costs, before anything is compiled: floating-point operations, and how many clips fit on a device."""
 
 import os
 
 import jax
 import numpy as np
 
-from mebt_jax.config import Config
+from mebt_jax.config import Config, TransformerConfig
 from mebt_jax.errors import UserError
-from mebt_jax.sampling.plan import Plan, shared_sizes
+from mebt_jax.sampling.plan import DRAFT, REVISE, Pass, Plan, Sizes, shared_sizes
 
 # Arrays of the size of the video's finest feature maps that live at one time while codes are turned into pixels.
 PIXEL_ARRAYS = 4
+
+
+def plan_flops(model: TransformerConfig, codes: int, plan: Plan, *, plain: bool = False, padded: bool = True) -> int:
+    """Operations of the matrix products of one clip; a multiplication and an addition count as two.
+
+    Args:
+        model: the transformer.
+        codes: V.
+        plan: the passes.
+        plain: without cache, and with the last decode block and the head for all targets.
+        padded: with the padding that `decode` runs; otherwise for the exact counts.
+    """
+    total = 0
+    for one, shared in zip(plan.passes, shared_sizes(plan)):
+        by_confidence = one.kind == DRAFT and plan.order == "confidence"
+        exact = Sizes(one.contexts, one.targets, one.targets if by_confidence else one.committed, one.committed)
+        total += pass_flops(model, codes, one, shared if padded else exact, plan.num_tokens, plain=plain)
+    return total
+
+
+def pass_flops(model: TransformerConfig, codes: int, one: Pass, size: Sizes, num_tokens: int, *, plain: bool) -> int:
+    """Operations of the matrix products of one pass over one clip with arrays of the given sizes, see `plan_flops`."""
+    square, attention, latents, targets = model.width**2, 4 * model.width, model.latents, size.targets
+    contexts = num_tokens if one.kind == REVISE and not plain else size.contexts
+    asked = targets if plain else size.asked
+    last = len(model.layers) - 1
+    total = 2 * asked * model.width * codes
+    for layer, kind in enumerate(model.layers):
+        asking = {"decode": asked if layer == last else targets, "full": latents + targets,
+                  "maskgit": contexts + targets}.get(kind, latents)
+        keys = {"encode": contexts, "latent": latents, "decode": latents}.get(kind, latents + targets)
+        keys = contexts + targets if kind == "maskgit" else keys
+        made = 0 if kind == "encode" and not plain else keys
+        # Per asking token query, output and the MLP of width 4 D; per key token key and value; then scores and sums.
+        total += 20 * square * asking + 4 * square * made + attention * asking * keys
+    if not plain:
+        total += model.layers.count("encode") * 4 * square * size.committed
+    return total
 
 
 def clip_bytes(config: Config, plan: Plan, num_tokens: int) -> int:
