@@ -1,6 +1,7 @@
 """Converts official weights to folders that the stages and metrics load:
 
     python -m mebt_jax.interop.convert CHECKPOINT --out DIR [--also FILE]
+    python -m mebt_jax.interop.convert DIR --out FILE --to-official
 
 CHECKPOINT is recognised by the names in it: a TATS VQGAN or a MeBT `.ckpt`, I3D `.pt`, LPIPS `.pth` or C3D `.npz`. Every
 parameter in it is used exactly once, or else all that do not fit are listed and nothing is written; what was written is read
@@ -29,6 +30,7 @@ from mebt_jax.interop.settings import Settings
 from mebt_jax.interop.tokenizer import (
     DISCRIMINATORS, PERCEPTUAL_PREFIX, discriminator_from_official, tokenizer_from_official,
 )
+from mebt_jax.interop.to_official import convert_back
 from mebt_jax.interop.torch_files import read_torch_file
 from mebt_jax.interop.transformer import TOKENIZER_PREFIX, transformer_from_official
 from mebt_jax.runtime.telemetry import say, write_parameter_overview
@@ -256,10 +258,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", type=Path, help="TATS VQGAN or MeBT .ckpt, I3D .pt, LPIPS or VGG16 .pth, C3D .npz")
     parser.add_argument("--out", type=Path, required=True, help="new folder for the converted weights")
     parser.add_argument("--also", type=Path, help="second file: MeBT's VQGAN, the other half of LPIPS, or C3D's mean2.npz")
+    parser.add_argument("--to-official", action="store_true", help="the other way: a workdir or converted folder to a file")
     given = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")  # nothing here is worth an accelerator
     try:
-        convert(given.checkpoint, given.out, given.also)
+        (convert_back if given.to_official else convert)(given.checkpoint, given.out, given.also)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -14,6 +14,8 @@ from mebt_jax.metrics.c3d import CONVOLUTIONS, C3D, FRAMES, LAST_GRID, RESOLUTIO
 from mebt_jax.metrics.i3d import I3D
 from mebt_jax.tokenizer.perceptual import LPIPS, SCALE, SHIFT, STAGES
 
+# Buffers of the official LPIPS module; ours has them as constants.
+LPIPS_SCALING = {"scaling_layer.shift": SHIFT.reshape(1, 3, 1, 1), "scaling_layer.scale": SCALE.reshape(1, 3, 1, 1)}
 BATCH_NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
 
 
@@ -55,10 +57,10 @@ def lpips_from_official(state_dict: Mapping[str, np.ndarray]) -> nnx.State:
     """
     state, part = lpips_part()
     arrays = dict(state_dict)
-    for name, expected in (("shift", SHIFT), ("scale", SCALE)):
-        found = np.asarray(arrays.pop(f"scaling_layer.{name}", expected)).reshape(-1)
+    for name, expected in LPIPS_SCALING.items():
+        found = np.asarray(arrays.pop(name, expected))
         if not np.array_equal(found, expected):
-            raise UserError(f"scaling_layer.{name} of the LPIPS weights is {found}, but every LPIPS has {expected}.")
+            raise UserError(f"{name} of the LPIPS weights is {found.ravel()}, but every LPIPS has {expected.ravel()}.")
     return filled(state, from_official(arrays, {"lpips": part}, mend="give LPIPS weights on VGG16.")["lpips"])
 
 

@@ -123,6 +123,45 @@ def transformer_settings(arrays: Mapping[str, np.ndarray], hyper: Mapping[str, A
     return settings
 
 
+def official_arguments(config: Config) -> dict[str, Any]:
+    """The inverse of `tokenizer_settings`: `args` of the official VQGAN, as far as it needs them to be built."""
+    tokenizer = config.tokenizer
+    return {
+        "embedding_dim": tokenizer.code_width, "n_codes": tokenizer.codes, "n_hiddens": tokenizer.hidden,
+        "downsample": tokenizer.compression, "norm_type": tokenizer.norm, "padding_type": "replicate", "image_channels": 3,
+        "l1_weight": tokenizer.l1_weight, "lr": tokenizer.training.learning_rate,
+        "no_random_restart": tokenizer.restart_threshold == 0, "restart_thres": tokenizer.restart_threshold or 1.0,
+        "sequence_length": config.data.frames * config.data.frame_stride,
+        "sample_every_n_frames": config.data.frame_stride, "resolution": config.data.resolution,
+    }
+
+
+def official_hyper_parameters(config: Config) -> dict[str, Any]:
+    """The inverse of `transformer_settings`: hyper-parameters of the official Net2NetTransformer."""
+    model, masking = config.transformer, config.masking
+    official_kinds = {ours: official for official, ours in KINDS.items()}
+    intervals = {(schedule, alpha): name for name, (schedule, alpha, _) in INTERVALS.items()}
+    tokens = int(np.prod(config.grid))
+    schedule = masking.interval_schedule
+    # The paper's "clip" has no official counterpart; the official Gaussian of the same growth is the nearest.
+    growing = ("renormalized", masking.interval_alpha) if schedule in ("clip", "renormalized") else (schedule, 0.0)
+    return {
+        "transformer_config": {
+            "unconditional": True, "vtokens": False, "vtokens_pos": False, "class_cond_dim": None,
+            "vocab_size": config.tokenizer.codes, "first_stage_vocab_size": config.tokenizer.codes, "block_size": tokens,
+            "n_layer": len(model.layers), "n_head": model.heads, "n_embd": model.width, "sos_emb": model.latents,
+            "mode": [official_kinds[kind] for kind in model.layers], "n_unmasked": 0, "vis_epoch": 100, "avg_loss": True,
+            "embd_pdrop": model.embedding_dropout, "resid_pdrop": model.residual_dropout,
+            "attn_pdrop": model.attention_dropout, "label_smoothing": model.label_smoothing,
+            "t_prior": intervals.get(growing, "longest"),
+        },
+        "mask_config": {"params": {
+            "shape": config.grid, "schedule": masking.ratio_schedule, "t_range": (masking.ratio_min, masking.ratio_max),
+            "budget": masking.target_budget or tokens, "max_token": tokens, "method": "mlm",
+        }},
+    }
+
+
 def config_with(settings: Settings) -> Config:
     """The base config with these fields."""
     from configs import base  # beside the package, not in it; see main.py

@@ -1,6 +1,5 @@
 """The converter from end to end: files as the official programs save them, to folders that stages and metrics load."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mebt_jax.config import from_config_dict
 from mebt_jax.errors import UserError
 from mebt_jax.interop.convert import convert
 from mebt_jax.interop.folders import load_network
@@ -24,58 +22,10 @@ from mebt_jax.stages import data, sample, tokenizer as tokenizer_stage, transfor
 from mebt_jax.stages.tokenizer import load_tokenizer
 from mebt_jax.stages.transformer import load_transformer
 from mebt_jax.tokenizer.discriminators import CLIPS
+from official_files import TRANSFORMER, TRANSFORMER_HYPER, VQGAN, VQGAN_ARGS, config_of, tokenizer_weights
 from official_weights import assert_close, load_vectors, state_dict_of
 
 ROOT = Path(__file__).parents[2]
-VQGAN = load_vectors("vqgan_tiny")
-VQGAN_ARGS = {"embedding_dim": 8, "n_codes": 32, "n_hiddens": 16, "downsample": [2, 4, 4], "lr": 1e-4, "l1_weight": 4.0,
-              "norm_type": "group", "padding_type": "replicate", "restart_thres": 1.0, "no_random_restart": True,
-              "sequence_length": 8, "sample_every_n_frames": 2, "resolution": 16}
-TRANSFORMER = load_vectors("transformer_tiny")
-TRANSFORMER_HYPER = {
-    "transformer_config": {"n_layer": 6, "n_head": 4, "attn_pdrop": 0.1, "t_prior": "gaussian2",
-                           "mode": ["latent_enc", "latent_self", "latent_enc", "latent_dec", "lt2l", "latent_dec"]},
-    "mask_config": {"params": {"shape": [2, 4, 4], "schedule": "linear", "t_range": [0.0, 0.9], "budget": 20}},
-}
-
-
-def tokenizer_weights(codes=32):
-    weights = state_dict_of(VQGAN)
-    return weights | {name: np.resize(weights[name], (codes, *weights[name].shape[1:]))
-                      for name in ("codebook.embeddings", "codebook.N", "codebook.z_avg")}
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Official files of a tokenizer and of a transformer with and without it inside."""
-    folder = tmp_path_factory.mktemp("official")
-    weights, tokenizer = state_dict_of(TRANSFORMER), tokenizer_weights(codes=64)
-    inside = weights | {f"first_stage_model.{name}": array for name, array in tokenizer.items()}
-    for name, arrays, hyper in [("vqgan", tokenizer, {"args": VQGAN_ARGS | {"n_codes": 64}}),
-                                ("mebt", inside, TRANSFORMER_HYPER), ("alone", weights, TRANSFORMER_HYPER)]:
-        write_torch_file(folder / f"{name}.ckpt", {"state_dict": arrays, "hyper_parameters": hyper, "global_step": 77})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def converted(files):
-    """A MeBT with its tokenizer, whose strides the tokenizer's own file tells."""
-    convert(files / "mebt.ckpt", files / "converted", also=files / "vqgan.ckpt")
-    return files / "converted"
-
-
-def config_of(folder, **changes):
-    spec = importlib.util.spec_from_file_location("converted_config", folder / "config.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    values = module.get_config()
-    for name, value in changes.items():
-        *groups, field = name.split("__")
-        group = values
-        for part in groups:
-            group = group[part]
-        group[field] = value
-    return from_config_dict(values)
 
 
 def assert_same(loaded, expected):
