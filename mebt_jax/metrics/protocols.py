@@ -20,11 +20,11 @@ class Protocol:
     epsilon: float = 1e-3  # of the BatchNorms; the TensorFlow original has 1e-3, the PyTorch port 1e-5
     resize: str = "half_pixel"  # to 224x224 without antialiasing: "half_pixel" (PyTorch) or "corner" (TensorFlow 1)
     unbiased: bool = True  # covariance over N - 1, or over N
-    truncated: bool = True  # generated floats become bytes by truncation (x * 255 cut off), or by rounding
     clips: int = 0  # N on each side; 0: as many as both sides have
     repeats: int = 1  # independent sets of N generated clips
     reals: str = "validation"  # split that the real clips are from: "train" or "validation"
-    mirrored: bool = False  # whether each real clip counts a second time, mirrored
+    mirrored: bool = False  # every second real clip is mirrored, as if drawn from a set that holds each twice
+    start: str = "random"  # of the one clip from each longer real video: "random" (by its name) or "first"
 
     @property
     def needs_weights(self) -> bool:
@@ -35,32 +35,33 @@ class Protocol:
         """Name of the distance; weight-free features never go by the name of FVD."""
         return "FVD" if self.network == "i3d" else "random-features Frechet distance (not FVD)"
 
-    def describe(self, count: int, frames: int, repeats: int) -> str:
-        """The string that stands in every result file and plot: what was done, with N as it was."""
+    def describe(self, count: int, frames: int, repeats: int, reals: str = "") -> str:
+        """The string that stands in every result file and plot: what was done, with N, and where the reals are from."""
         if self.network == "i3d":
             features = f"I3D K400 logits, BatchNorm eps {self.epsilon:g}, {self.resize} bilinear to 224"
         else:
             features = "random 3D convolutions"
         covariance = "N-1" if self.unbiased else "N"
         return (f"{self.name}: {self.measure}, {features}, covariance over {covariance}, {frames} frames, N={count} a side, "
-                f"{repeats} repeat{'s' * (repeats != 1)}, reals from {self.reals}{' and mirrored' * self.mirrored}")
+                f"{repeats} repeat{'s' * (repeats != 1)}, one clip per real video at a {self.start} start, reals from "
+                f"{reals or self.reals}{', half of them mirrored' * self.mirrored}")
 
 
 _MEBT = Protocol("mebt-paper", "i3d", epsilon=1e-5, clips=2048, repeats=10)
 
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (
     # No download: for comparing runs on the same data at the same N, and for tests of everything around the network.
-    Protocol(WEIGHT_FREE, "random", truncated=False),
+    Protocol(WEIGHT_FREE, "random"),
     # FVD with as many clips as there are: the network of the original program, for first looks. Compare at the same N only.
-    Protocol("i3d", "i3d", resize="corner", truncated=False),
+    Protocol("i3d", "i3d", resize="corner"),
     # google-research/frechet_video_distance with tf-hub deepmind/i3d-kinetics-400/1. It fixes no N and no split.
-    Protocol("tf-reference", "i3d", resize="corner", truncated=False, clips=2048, reals="train"),
+    Protocol("tf-reference", "i3d", resize="corner", clips=2048, reals="train"),
     # The paper's script: 2,048 clips ten times at 16 frames, 512 five times at 128; UCF-101 reals from train, Sky and Taichi
     # from test (see `for_data`).
     _MEBT,
     Protocol("tats", "i3d", epsilon=1e-5, clips=2048, reals="train"),
     Protocol("styleganv", "i3d", resize="corner", unbiased=False, clips=2048, reals="train", mirrored=True),
-    Protocol("magvit10k", "i3d", resize="corner", truncated=False, clips=10_000, repeats=4, reals="train"),
+    Protocol("magvit10k", "i3d", resize="corner", clips=10_000, repeats=4, reals="train"),
     Protocol("larp", "i3d", resize="corner", unbiased=False, clips=10_000, reals="train"),
     Protocol("cdfvd", "i3d", epsilon=1e-5, unbiased=False, clips=2048, reals="train"),
 )}

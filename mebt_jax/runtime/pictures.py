@@ -73,8 +73,8 @@ def contact_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
     sheet.save(path)
 
 
-def curves(path: Path, records: Sequence[Mapping[str, object]], title: str = "") -> None:
-    """Draws the numbers of `metrics.jsonl` over the step.
+def curves(path: Path, records: Sequence[Mapping[str, object]], title: str = "", x_label: str = "step") -> None:
+    """Draws the numbers of `metrics.jsonl` over the step, or over what `x_label` says "step" stands for.
 
     Names that differ in the split alone ("train/loss", "validation/loss") share a panel; at most 12 panels, in order of
     appearance.
@@ -104,7 +104,7 @@ def curves(path: Path, records: Sequence[Mapping[str, object]], title: str = "")
             split = next((part for part in name.split("/") if part in SPLITS), name)
             axes.plot(steps, values, marker="." if len(points) < 30 else None, linewidth=1.2, label=split)
         axes.set_title(panel)
-        axes.set_xlabel("step")
+        axes.set_xlabel(x_label)
         axes.grid(alpha=0.3)
         if len(series) > 1:
             axes.legend(fontsize=8)
