@@ -22,6 +22,9 @@ figure.clip img { image-rendering: pixelated; width: 160px; } figure.wide img { 
 code { background: #f4f4f4; padding: .1em .3em; } .protocol { font-size: 13px; }
 """
 
+COLUMNS = ("Std. error: over repeats, or from random halves of one. Real clips: what real clips reach against other real ones at "
+           "the same N; no model can be expected to do better. N → ∞: what is left of a distance without its bias of 1/N.")
+
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
@@ -45,11 +48,11 @@ def write_page(path: Path, title: str, results: Mapping[str, Result], rows: Sequ
         notes: sentences to stand on top, such as clips that were skipped.
         frames_per_second: of the clips.
     """
-    protocols = sorted({result.protocol for name, result in results.items() if name.startswith("frechet/") and result.protocol})
+    protocols = sorted({result.protocol for name, result in results.items() if name.endswith("frechet") and result.protocol})
     parts = [f"<h1>{_text(title)}</h1>"]
     parts += [f"<p class=protocol><code>{_text(protocol)}</code></p>" for protocol in protocols]
     parts += [f"<p>{_text(note)}</p>" for note in notes]
-    parts += ["<h2>Numbers</h2>", _table(results)]
+    parts += ["<h2>Numbers</h2>", f"<p>{_text(COLUMNS)}</p>", _table(results)]
     for row in rows:
         clips = "".join(_clip(caption, video, frames_per_second) for caption, video in row.clips)
         parts.append(f"<h2>{_text(row.title)}</h2><p>{_text(row.text)}</p>{clips}")

@@ -55,7 +55,7 @@ def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real
         fake, real: rows by clip.
         other_real: more real features, disjoint from `real`, for the floor; see `statistics.distance`.
         frames: of the clips, for the string.
-        what: of the generated clips, such as "generated"; ends the names, as in "frechet/generated".
+        what: of the generated clips, such as "generated"; starts the names, as in "generated/frechet".
         reals: where the real clips are from, if not from the protocol's split.
 
     Returns:
@@ -77,7 +77,7 @@ def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real
     for name, (measure, biased, definition) in measured.items():
         estimate = statistics.distance(measure, fake, real, other_real, count, protocol.repeats, biased)
         text = protocol.describe(count, frames, estimate.repeats, reals)
-        found[f"{name}/{what}"] = Result(estimate, definition, text)
+        found[f"{what}/{name}"] = Result(estimate, definition, text)
     if count > NEIGHBOURS:
         shares = dataclasses.asdict(manifold(real[:count], fake[:count]))
         definitions = {"precision": f"share of {what} clips within reach of a real one",
@@ -89,7 +89,7 @@ def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real
             if other_real is not None and len(other_real) >= count:
                 floor = getattr(manifold(real[:count], other_real[:count]), name)
             estimate = Estimate(value, count, 1, real_floor=floor, real_floor_count=count)
-            found[f"{name}/{what}"] = Result(estimate, definitions[name], protocol.describe(count, frames, 1, reals))
+            found[f"{what}/{name}"] = Result(estimate, definitions[name], protocol.describe(count, frames, 1, reals))
     return found
 
 
@@ -125,7 +125,7 @@ def inception(fake: np.ndarray, real: np.ndarray) -> dict[str, Result]:
     halves = statistics.half_values(lambda x, y: inception_score(x)[0], fake, fake) if len(fake) > 3 else []
     estimate = Estimate(inception_score(fake)[0], len(fake), 1, statistics.jackknife_error(halves), None,
                         inception_score(real)[0], len(real))
-    return {"inception/generated": Result(estimate, "Inception Score: C3D fine-tuned on UCF-101, first 16 frames, one split",
+    return {"generated/inception": Result(estimate, "Inception Score: C3D fine-tuned on UCF-101, first 16 frames, one split",
                                           f"tgan2: C3D UCF-101, N={len(fake)}, 1 split")}
 
 
@@ -159,7 +159,7 @@ def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real
         fake, real: rows by clip.
         other_real: more real features, disjoint from `real`, for the floor; see `statistics.distance`.
         frames: of the clips, for the string.
-        what: of the generated clips, such as "generated"; ends the names, as in "frechet/generated".
+        what: of the generated clips, such as "generated"; starts the names, as in "generated/frechet".
         reals: where the real clips are from, if not from the protocol's split.
 
     Returns:
@@ -181,7 +181,7 @@ def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real
     for name, (measure, biased, definition) in measured.items():
         estimate = statistics.distance(measure, fake, real, other_real, count, protocol.repeats, biased)
         text = protocol.describe(count, frames, estimate.repeats, reals)
-        found[f"{name}/{what}"] = Result(estimate, definition, text)
+        found[f"{what}/{name}"] = Result(estimate, definition, text)
     if count > NEIGHBOURS:
         shares = dataclasses.asdict(manifold(real[:count], fake[:count]))
         definitions = {"precision": f"share of {what} clips within reach of a real one",
@@ -193,7 +193,7 @@ def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real
             if other_real is not None and len(other_real) >= count:
                 floor = getattr(manifold(real[:count], other_real[:count]), name)
             estimate = Estimate(value, count, 1, real_floor=floor, real_floor_count=count)
-            found[f"{name}/{what}"] = Result(estimate, definitions[name], protocol.describe(count, frames, 1, reals))
+            found[f"{what}/{name}"] = Result(estimate, definitions[name], protocol.describe(count, frames, 1, reals))
     return found
 
 
@@ -218,7 +218,7 @@ def table(results: Mapping[str, Result]) -> str:
         e = result.estimate
         lines.append(f"  {name:{width}s}  {_cell(e.value, 10)} {'±' if e.standard_error is not None else ' '} "
                      f"{_cell(e.standard_error, 10)} {_cell(e.real_floor, 11)} {_cell(e.at_infinity, 10)} {e.count:6d}")
-    protocols = {result.protocol for name, result in results.items() if result.protocol and name.startswith("frechet/")}
+    protocols = {result.protocol for name, result in results.items() if result.protocol and name.endswith("frechet")}
     return "\n".join(lines + [f"  {text}" for text in sorted(protocols)])
 
 

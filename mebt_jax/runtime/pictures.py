@@ -5,6 +5,7 @@ here feeds back into a computation, so small clips are enlarged freely to be vis
 """
 
 import math
+import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -108,7 +109,7 @@ def curves(path: Path, records: Sequence[Mapping[str, object]], title: str = "",
         axes.grid(alpha=0.3)
         if len(series) > 1:
             axes.legend(fontsize=8)
-    figure.suptitle(title)
+    figure.suptitle("\n".join(textwrap.wrap(title, 45 * columns)), fontsize=12 if len(title) < 45 * columns else 8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 

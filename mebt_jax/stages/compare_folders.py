@@ -247,7 +247,7 @@ def show(config: Config, directory: Path, found: dict[str, results.Result], fake
     images = {"Real and generated clips": directory / "contact_sheet.png"}
     if curve:
         images["Quality over the length of a clip"] = directory / "over_time.png"
-        pictures.curves(directory / "over_time.png", results.curve_points(curve), "distance of each window", "first frame")
+        pictures.curves(directory / "over_time.png", results.curve_points(curve), curve["over_time"]["protocol"], "first frame")
     notes = [f"Real clips: {config.evaluate.real} ({len(real.videos)} used, {len(real.skipped)} left out). Generated clips: "
              f"{config.evaluate.fake} ({len(fake.videos)} used, {len(fake.skipped)} left out)."]
     rows = [report.Clips("Generated clips", "Best, median and worst by the distance to the nearest real clip, which plays "

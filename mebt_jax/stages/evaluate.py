@@ -146,10 +146,10 @@ def distance_numbers(protocol: Protocol, generated: GeneratedClips, held_out: Me
     count = next(iter(found.values())).estimate.count
     found |= {name: result for name, result in results.distances(
         protocol, rebuilt[:count], real_rows[:count], other_rows[:count], frames, "reconstructed").items()
-        if name.startswith(("frechet/", "kernel/"))}
+        if name.endswith(("frechet", "kernel"))}
     own = held_out.measures["frechet/real"]
     paired = frechet_distance(held_out.measures["frechet/rebuilt"], own, protocol.unbiased)
-    found["frechet/reconstructed_paired"] = Result(
+    found["reconstructed/paired_frechet"] = Result(
         Estimate(paired, len(own), 1, real_floor=0.0, real_floor_count=len(own)),
         f"{protocol.measure} of held-out clips after the tokenizer and the same clips before it; on I3D features this is rFVD",
         protocol.describe(len(own), frames, 1, "validation, paired"))
@@ -191,7 +191,7 @@ def show(config: Config, workdir: Path, found: dict[str, Result], held_out: Meas
     pictures.curves(directory / "curves.png", both_curves(workdir), title=config.name)
     images = {"Real, reconstructed and generated clips": directory / "contact_sheet.png"}
     if curve:
-        pictures.curves(directory / "over_time.png", results.curve_points(curve), "distance of each window", "first frame")
+        pictures.curves(directory / "over_time.png", results.curve_points(curve), curve["over_time"]["protocol"], "first frame")
         images["Quality over the length of a clip"] = directory / "over_time.png"
     images["Training"] = directory / "curves.png"
     shapes = config.data.source == "moving_shapes"

@@ -54,7 +54,7 @@ def compared(folders, tmp_path_factory):
 
 def test_numbers_are_of_every_usable_clip_once_and_the_rest_is_listed(compared, folders):
     metrics = json.loads((compared / "metrics.json").read_text())
-    distance = metrics["frechet/generated"]
+    distance = metrics["generated/frechet"]
     assert distance["count"] == 6 and distance["real_floor_count"] == 6
     assert f"reals from {folders / 'real'}" in distance["protocol"] and "8 frames, N=6" in distance["protocol"]
     assert {(entry["video"], entry["reason"]) for entry in metrics["skipped"]["generated"]} == {
@@ -71,7 +71,7 @@ def test_a_folder_against_itself_is_at_zero_and_features_are_not_computed_again(
     config = config_of(folders / "fake", folders / "fake", data__frames=8)
     compare_folders.run(config, tmp_path)
     first = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())
-    assert first["frechet/generated"]["value"] == pytest.approx(0.0, abs=1e-6)
+    assert first["generated/frechet"]["value"] == pytest.approx(0.0, abs=1e-6)
     monkeypatch.setattr(extraction, "extract", None)
     compare_folders.run(config, tmp_path)
     assert json.loads((tmp_path / "evaluate" / "metrics.json").read_text()) == first
@@ -99,7 +99,7 @@ def test_page_holds_all_that_it_shows(compared):
     for kind, content in kinds:
         with Image.open(io.BytesIO(base64.b64decode(content))) as image:
             assert image.format == kind.upper() and getattr(image, "n_frames", 1) == (8 if kind == "gif" else 1)
-    for text in ("frechet/generated", "not FVD", "real clips", "best: clip", "worst: clip", "its nearest real clip", "2 left out"):
+    for text in ("generated/frechet", "not FVD", "real clips", "best: clip", "worst: clip", "its nearest real clip", "2 left out"):
         assert text in page.text
 
 
@@ -141,5 +141,5 @@ def test_what_cannot_be_compared_is_refused(folders, tmp_path):
 def test_clips_brought_to_one_size_are_all_compared_and_the_table_is_printed(folders, tmp_path, capsys):
     compare_folders.run(config_of(folders / "real", folders / "fake", evaluate__resolution=16), tmp_path)
     printed = capsys.readouterr().out
-    assert "frechet/generated" in printed and "report.html" in printed
-    assert json.loads((tmp_path / "evaluate" / "metrics.json").read_text())["frechet/generated"]["count"] == 7
+    assert "generated/frechet" in printed and "report.html" in printed
+    assert json.loads((tmp_path / "evaluate" / "metrics.json").read_text())["generated/frechet"]["count"] == 7

@@ -80,10 +80,10 @@ def test_evaluate_writes_every_number_with_its_definition_and_protocol(workdir):
     curve = metrics.pop("over_time")
     for name, entry in metrics.items():
         assert np.isfinite(entry["value"]) and entry["definition"] and entry["count"] >= 1, name
-    for name in ("frechet/generated", "kernel/generated", "frechet/reconstructed", "frechet/reconstructed_paired"):
+    for name in ("generated/frechet", "generated/kernel", "reconstructed/frechet", "reconstructed/paired_frechet"):
         assert "not FVD" in metrics[name]["protocol"] and "N=8 a side" in metrics[name]["protocol"]
-    assert {"value", "standard_error", "at_infinity", "real_floor", "repeats"} <= set(metrics["frechet/generated"])
-    assert {"tokenizer/psnr", "transformer/nll", "coverage/generated", "memorisation/close_share",
+    assert {"value", "standard_error", "at_infinity", "real_floor", "repeats"} <= set(metrics["generated/frechet"])
+    assert {"tokenizer/psnr", "transformer/nll", "generated/coverage", "memorisation/close_share",
             "physics_generated/score", "physics_reconstructed/score"} <= set(metrics)
     assert metrics["unigram/entropy"]["value"] <= np.log(CONFIG.tokenizer.codes)
     assert metrics["unigram/entropy"]["value"] <= metrics["unigram/train_cross_entropy"]["value"]
