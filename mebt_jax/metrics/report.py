@@ -15,15 +15,16 @@ from mebt_jax.runtime import pictures
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1200px; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; } th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child, td.text { text-align: left; } td.text { color: #555; font-size: 13px; }
+td { white-space: nowrap; } th:first-child, td:first-child, td.text { text-align: left; }
+td.text { color: #555; font-size: 13px; white-space: normal; }
 tr.group td { font-weight: 600; background: #f4f4f4; text-align: left; }
 figure { display: inline-block; margin: .5em 1em .5em 0; vertical-align: top; } figcaption { font-size: 13px; color: #555; }
 figure.clip img { image-rendering: pixelated; width: 160px; } figure.wide img { max-width: 100%; }
 code { background: #f4f4f4; padding: .1em .3em; } .protocol { font-size: 13px; }
 """
 
-COLUMNS = ("Std. error: over repeats, or from random halves of one. Real clips: what real clips reach against other real ones at "
-           "the same N; no model can be expected to do better. N → ∞: what is left of a distance without its bias of 1/N.")
+COLUMNS = ("Std. error: over repeats, or from random halves of one. Real clips: what real clips reach against other real ones "
+           "at the same N; no model can be expected to do better. N → ∞: what is left of a distance without its bias of 1/N.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +53,10 @@ def write_page(path: Path, title: str, results: Mapping[str, Result], rows: Sequ
     parts = [f"<h1>{_text(title)}</h1>"]
     parts += [f"<p class=protocol><code>{_text(protocol)}</code></p>" for protocol in protocols]
     parts += [f"<p>{_text(note)}</p>" for note in notes]
-    parts += ["<h2>Numbers</h2>", f"<p>{_text(COLUMNS)}</p>", _table(results)]
     for row in rows:
         clips = "".join(_clip(caption, video, frames_per_second) for caption, video in row.clips)
         parts.append(f"<h2>{_text(row.title)}</h2><p>{_text(row.text)}</p>{clips}")
+    parts += ["<h2>Numbers</h2>", f"<p>{_text(COLUMNS)}</p>", _table(results)]
     for caption, image in (images or {}).items():
         if image.exists():
             parts.append(f'<h2>{_text(caption)}</h2><figure class=wide><img alt="{_text(caption)}" '
@@ -78,7 +79,7 @@ def _table(results: Mapping[str, Result]) -> str:
     lines, group = [], None
     for name, result in results.items():
         first = name.split("/")[0]
-        if first != group:
+        if first not in (group, name):
             group = first
             lines.append(f"<tr class=group><td colspan=7>{_text(group)}</td></tr>")
         e = result.estimate

@@ -26,7 +26,7 @@ DEFINITIONS = {
     "shapes": "number conserved: visible area of each colour in each frame against that of the shapes on their paths",
     "motion": "straight on: 1 where a shape is seen on its path, falling with the distance (0.6 at a quarter of its size); "
               "less for shapes slower than any of the world",
-    "identity": "colour and kind kept, after hiding too: share of what lies on a path that has the colour and kind of the shape",
+    "identity": "colour and kind kept, after hiding too: share of what lies on a path with the colour and kind of its shape",
     "form": "outlines: overlap of what is seen with the shapes on their paths, over their union",
     "background": "even drift: closeness of the background to one colour in each frame that changes evenly over the clip",
     "bar": "steady bar: closeness of its pixels to its colour in every frame, and of its width to the world's",

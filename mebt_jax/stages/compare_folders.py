@@ -119,8 +119,8 @@ def common_size(real: list[Video], fake: list[Video], config: Config) -> tuple[t
             raise UserError(f"The {name} video {videos[0].name} {error}; remove it.") from error
     (height, width), other = sizes["real"], sizes["generated"]
     if (height, width) != other:
-        raise UserError(f"Real clips are {height}x{width} and generated ones {other[0]}x{other[1]}, and a resize would count as "
-                        f"a difference; give clips of one size, or bring both to one with --config.evaluate.resolution="
+        raise UserError(f"Real clips are {height}x{width} and generated ones {other[0]}x{other[1]}, and a resize would count "
+                        f"as a difference; give clips of one size, or bring both to one with --config.evaluate.resolution="
                         f"{min(height, width, *other)}.")
     return (height, width), min(height, width)
 

@@ -1,5 +1,6 @@
 """Fifth stage: measures tokenizer, transformer and generated clips on held-out clips, and shows them side by side."""
 
+import dataclasses
 import functools
 from itertools import islice
 from pathlib import Path
@@ -169,13 +170,14 @@ def physics_numbers(generated: GeneratedClips, held_out: MeasuredClips) -> tuple
     kinds = {"generated": generated.shown[:PHYSICS_CLIPS], "reconstructed": rebuilt, "real": reals}
     scores = {kind: shapes_physics.physics(videos) for kind, videos in kinds.items()}
     found = {}
-    for name, text in shapes_physics.DEFINITIONS.items():
-        reached = float(np.nanmean(scores["real"][name])) if np.isfinite(scores["real"][name]).any() else None
-        for kind in ("generated", "reconstructed"):
-            measured = mean(scores[kind][name], f"{shapes_physics.NAME}, {kind} clips: {text}")
-            floor = Estimate(**vars(measured.estimate) | {"real_floor": reached, "real_floor_count": len(reals)})
-            if floor.count:
-                found[f"physics_{kind}/{name}"] = Result(floor, measured.definition)
+    for kind in ("generated", "reconstructed"):
+        for name, text in shapes_physics.DEFINITIONS.items():
+            measured = mean(scores[kind][name], f"{shapes_physics.NAME} of {kind} clips: {text}")
+            reached = mean(scores["real"][name], "").estimate
+            estimate = dataclasses.replace(measured.estimate, real_floor=reached.value if reached.count else None,
+                                           real_floor_count=reached.count)
+            if estimate.count:
+                found[f"physics_{kind}/{name}"] = dataclasses.replace(measured, estimate=estimate)
     return found, scores["generated"]["score"]
 
 

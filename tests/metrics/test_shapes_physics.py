@@ -1,4 +1,4 @@
-"""Physics of moving shapes: real clips keep every law, each way of breaking one lowers its score, and little harm costs little."""
+"""Physics of moving shapes: real clips keep every law, each way of breaking one lowers its score, little harm costs little."""
 
 import cv2
 import numpy as np
