@@ -185,6 +185,11 @@ def get_config() -> ConfigDict:
     # How distances are measured, see docs/evaluation.md: "weight-free" (no download, not FVD), "i3d" (FVD of all clips there
     # are), or a published one with its own number of clips: "mebt-paper", "tats", "styleganv", "magvit10k", ...
     evaluate.protocol = "weight-free"
+    # Folders of converted weights (mebt_jax/interop/convert.py): I3D for all protocols but "weight-free"; C3D for the Inception
+    # Score and LPIPS, each measured where it is given.
+    evaluate.i3d = ""
+    evaluate.c3d = ""
+    evaluate.lpips = ""
     # Distance over time: windows of so many frames, each so many after the last (paper, Figure 7: 16 every 8).
     evaluate.window = 16
     evaluate.window_every = 8

@@ -139,6 +139,9 @@ class EvaluateConfig:
     clips: int
     batch_size: int
     protocol: str
+    i3d: str
+    c3d: str
+    lpips: str
     window: int
     window_every: int
     real: str

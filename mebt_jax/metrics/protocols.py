@@ -60,9 +60,9 @@ PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (
     # from test (see `for_data`).
     _MEBT,
     Protocol("tats", "i3d", epsilon=1e-5, clips=2048, reals="train"),
-    Protocol("styleganv", "i3d", resize="corner", unbiased=False, clips=2048, reals="train", mirrored=True),
+    Protocol("styleganv", "i3d", unbiased=False, clips=2048, reals="train", mirrored=True),
     Protocol("magvit10k", "i3d", resize="corner", clips=10_000, repeats=4, reals="train"),
-    Protocol("larp", "i3d", resize="corner", unbiased=False, clips=10_000, reals="train"),
+    Protocol("larp", "i3d", unbiased=False, clips=10_000, reals="train"),
     Protocol("cdfvd", "i3d", epsilon=1e-5, unbiased=False, clips=2048, reals="train"),
 )}
 

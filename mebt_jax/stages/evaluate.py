@@ -55,7 +55,7 @@ def run(config: Config, workdir: Path) -> None:
     shapes = config.data.source == "moving_shapes"
     keep = PHYSICS_CLIPS if shapes else PICTURED_CLIPS
     count = max(config.evaluate.clips, protocol.clips)
-    measured = compiled_measure(feature_networks.with_first_window(networks, config), mesh)
+    measured = compiled_measure(feature_networks.with_first_window(networks, config), feature_networks.load_lpips(config), mesh)
     held_out = measure_clips(pixels, measured, pipeline.validation_batches(clip_sources, config, size, -(-count // size)),
                              len(clip_sources.validation), keep, "held-out clips")
     train_batches = islice(pipeline.train_batches(clip_sources, config, size), -(-count // size))

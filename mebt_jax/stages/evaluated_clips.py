@@ -43,12 +43,18 @@ Networks = dict[str, Extractor]
 COMPARED = "frechet"  # the network of the protocol's distance; reconstructions are compared by it alone
 
 
-def measure(real: jax.Array, rebuilt: jax.Array, *, weights: dict[str, Any], networks: Networks) -> dict[str, jax.Array]:
-    """Per-clip numbers [B], and features [B, D] by each network, of uint8 clips [B, F, H, W, 3] and their reconstructions."""
+def measure(real: jax.Array, rebuilt: jax.Array, *, weights: dict[str, Any], networks: Networks,
+            pairs: Networks) -> dict[str, jax.Array]:
+    """Per-clip numbers [B], and features [B, D] by each network, of uint8 clips [B, F, H, W, 3] and their reconstructions.
+
+    `pairs` are networks that take both; weights are by the names of all networks.
+    """
     x, y = real.astype(jnp.float32) / 255, rebuilt.astype(jnp.float32) / 255
     values = {"psnr": reconstruction.psnr(x, y), "l1": jnp.abs(x - y).mean(axis=(1, 2, 3, 4))}
     if min(real.shape[2:4]) >= reconstruction.WINDOW:
         values["ssim"] = reconstruction.ssim(x, y)
+    for name, network in pairs.items():
+        values[name] = network.function(weights[name], real, rebuilt)
     for name, network in networks.items():
         values[f"{name}/real"] = network.function(weights[name], real)
         if name == COMPARED:
@@ -56,11 +62,13 @@ def measure(real: jax.Array, rebuilt: jax.Array, *, weights: dict[str, Any], net
     return values
 
 
-def compiled_measure(networks: Networks, mesh: Mesh) -> Callable[[jax.Array, jax.Array], dict[str, jax.Array]]:
-    """`measure` for clips that are split over the mesh."""
+def compiled_measure(networks: Networks, lpips: Extractor | None,
+                     mesh: Mesh) -> Callable[[jax.Array, jax.Array], dict[str, jax.Array]]:
+    """`measure` for clips that are split over the mesh, with "lpips" where its network is given."""
     everywhere = mesh_lib.replicated(mesh)
-    weights = jax.device_put({name: network.weights for name, network in networks.items()}, everywhere)
-    run = jax.jit(functools.partial(measure, networks=networks), out_shardings=everywhere)
+    pairs = {"lpips": lpips} if lpips else {}
+    weights = jax.device_put({name: network.weights for name, network in (networks | pairs).items()}, everywhere)
+    run = jax.jit(functools.partial(measure, networks=networks, pairs=pairs), out_shardings=everywhere)
     return lambda real, rebuilt: run(real, rebuilt, weights=weights)
 
 

@@ -18,7 +18,7 @@ def test_every_choice_that_moves_the_number_shows_in_the_string():
     texts = {protocol.describe(2048, 16, 1) for protocol in PROTOCOLS.values()}
     assert len(texts) == len(PROTOCOLS)
     text = PROTOCOLS["styleganv"].describe(2048, 16, 1)
-    for choice in ("styleganv", "FVD", "eps 0.001", "corner", "covariance over N,", "16 frames", "N=2048", "from train, half"):
+    for choice in ("styleganv", "FVD", "eps 0.001", "half_pixel", "covariance over N,", "16 frames", "N=2048", "from train, half"):
         assert choice in text
     assert "not FVD" in PROTOCOLS[protocols.WEIGHT_FREE].describe(64, 16, 1)
     assert not PROTOCOLS[protocols.WEIGHT_FREE].needs_weights and PROTOCOLS["tats"].needs_weights
