@@ -212,6 +212,24 @@ def get_config() -> ConfigDict:
     # Held-out clips to evaluate on (fewer if the data has fewer), and how many at a time.
     evaluate.clips = 256
     evaluate.batch_size = 16
+    # How distances are measured, see docs/evaluation.md: "weight-free" (no download, not FVD), "i3d" (FVD of all clips there
+    # are), or a published one with its own number of clips: "mebt-paper", "tats", "styleganv", "magvit10k", ...
+    evaluate.protocol = "weight-free"
+    # Folders of converted weights (mebt_jax/interop/convert.py): I3D for all protocols but "weight-free"; C3D for the Inception
+    # Score and LPIPS, each measured where it is given.
+    evaluate.i3d = ""
+    evaluate.c3d = ""
+    evaluate.lpips = ""
+    # Distance over time: windows of so many frames, each so many after the last (paper, Figure 7: 16 every 8).
+    evaluate.window = 16
+    evaluate.window_every = 8
+    # Folders of real and of generated videos: with both, --stage=evaluate compares them and needs no model.
+    evaluate.real = ""
+    evaluate.fake = ""
+    # Pixels to bring the squares of both folders to; 0 keeps their size, which must then be the same.
+    evaluate.resolution = 0
+    # Compare folders even if their files tell different frame rates.
+    evaluate.any_frame_rate = False
 
     config.mesh = mesh = ConfigDict()
     # Devices along each axis; -1 on one axis means all that are left.

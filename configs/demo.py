@@ -69,6 +69,8 @@ def get_config() -> ConfigDict:
     config.sample.revise_temperature = 0.7
     config.sample.frames_per_second = 8.0
     config.evaluate.clips = 64
+    config.evaluate.window = 8
+    config.evaluate.window_every = 4
     # A clip this small gains nothing from a second device.
     config.mesh.data = 1
     return config

@@ -156,6 +156,16 @@ class SampleConfig:
 class EvaluateConfig:
     clips: int
     batch_size: int
+    protocol: str
+    i3d: str
+    c3d: str
+    lpips: str
+    window: int
+    window_every: int
+    real: str
+    fake: str
+    resolution: int
+    any_frame_rate: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,6 +310,7 @@ def _check_values(config: Config) -> None:
         "data.validation_clips": config.data.validation_clips, "data.record_frames": config.data.record_frames,
         "sample.clips": config.sample.clips,
         "sample.batch_size": config.sample.batch_size, "sample.draft_steps": config.sample.draft_steps,
+        "evaluate.window": config.evaluate.window, "evaluate.window_every": config.evaluate.window_every,
         "evaluate.clips": config.evaluate.clips, "evaluate.batch_size": config.evaluate.batch_size,
         "masking.splits": config.masking.splits, "transformer.loss_block": config.transformer.loss_block,
         "tokenizer.training.steps": config.tokenizer.training.steps,

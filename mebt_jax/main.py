@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from mebt_jax.config import from_config_dict
 from mebt_jax.errors import UserError
 from mebt_jax.runtime import compilation, mesh, telemetry, workdir as workdir_lib
-from mebt_jax.stages import data, evaluate, sample, tokenizer, transformer
+from mebt_jax.stages import compare_folders, data, evaluate, sample, tokenizer, transformer
 
 STAGES = {"data": data.run, "tokenizer": tokenizer.run, "transformer": transformer.run, "sample": sample.run,
           "evaluate": evaluate.run}
@@ -38,6 +38,10 @@ def main(argv: list[str]) -> None:
     compilation.enable_cache(config.runtime.compilation_cache)
     compiled = compilation.CompilationCounter()
     workdir_lib.claim(config, workdir)
+
+    if STAGE.value == "evaluate" and compare_folders.wanted(config):
+        compare_folders.run(config, workdir)
+        return
 
     for stage in STAGES if STAGE.value == "all" else [STAGE.value]:
         if workdir_lib.is_done(config, workdir, stage):

@@ -113,6 +113,20 @@ def read_frames(video: Video, resolution: int) -> Iterator[np.ndarray]:
         yield clips.square(image if matrix is None else upright(image, bytes(matrix)), resolution)
 
 
+def frame_size(video: Video) -> tuple[int, int]:
+    """(height, width) in pixels of the first frame as it is stored.
+
+    Raises:
+        BrokenVideo: it cannot be decoded.
+    """
+    if video.is_frames:
+        image = next(_images(video))
+        return image.shape[0], image.shape[1]
+    for frame, _ in _decoded(video.files[0]):
+        return frame.height, frame.width
+    raise BrokenVideo("holds no frame")
+
+
 def frames_per_second(video: Video) -> float:
     """Average rate of a video file; 0.0 where it is not known, as for image files."""
     if video.is_frames:

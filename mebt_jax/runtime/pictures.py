@@ -5,6 +5,7 @@ here feeds back into a computation, so small clips are enlarged freely to be vis
 """
 
 import math
+import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -88,8 +89,8 @@ def contact_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
     sheet.save(path)
 
 
-def curves(path: Path, records: Sequence[Mapping[str, object]], title: str = "") -> None:
-    """Draws the numbers of `metrics.jsonl` over the step.
+def curves(path: Path, records: Sequence[Mapping[str, object]], title: str = "", x_label: str = "step") -> None:
+    """Draws the numbers of `metrics.jsonl` over the step, or over what `x_label` says "step" stands for.
 
     Names that differ in the split alone ("train/loss", "validation/loss") share a panel; at most 12 panels, in order of
     appearance.
@@ -119,11 +120,11 @@ def curves(path: Path, records: Sequence[Mapping[str, object]], title: str = "")
             split = next((part for part in name.split("/") if part in SPLITS), name)
             axes.plot(steps, values, marker="." if len(points) < 30 else None, linewidth=1.2, label=split)
         axes.set_title(panel)
-        axes.set_xlabel("step")
+        axes.set_xlabel(x_label)
         axes.grid(alpha=0.3)
         if len(series) > 1:
             axes.legend(fontsize=8)
-    figure.suptitle(title)
+    figure.suptitle("\n".join(textwrap.wrap(title, 45 * columns)), fontsize=12 if len(title) < 45 * columns else 8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 

@@ -15,14 +15,14 @@ from mebt_jax.config import from_config_dict, to_dict
 from mebt_jax.errors import UserError
 from mebt_jax.runtime import checkpoints, telemetry, workdir as workdir_lib
 from mebt_jax.runtime.train_state import TrainState
-from mebt_jax.stages import evaluate, sample
+from mebt_jax.stages import evaluate, evaluated_clips, sample
 from mebt_jax.stages.tokenizer import tokenizer_hash
 from mebt_jax.stages.transformer import new_transformer
 from mebt_jax.tokenizer import quantizers
 from mebt_jax.tokenizer.autoencoder import Tokenizer
 from tests.tiny_config import tiny_config
 
-CONFIG = from_config_dict(tiny_config(sample__clips=10, sample__draft_steps=2))
+CONFIG = from_config_dict(tiny_config(sample__clips=10, sample__draft_steps=2, evaluate__window=4, evaluate__window_every=2))
 
 
 @pytest.fixture(scope="module")
@@ -75,25 +75,37 @@ def test_sampling_again_gives_the_same_clips_whatever_their_number(workdir, tmp_
                                   np.load(workdir / "sample" / "tokens.npz")["codes"][:3])
 
 
-def test_evaluate_writes_every_number_with_its_definition(workdir):
+def test_evaluate_writes_every_number_with_its_definition_and_protocol(workdir):
     metrics = json.loads((workdir / "evaluate" / "metrics.json").read_text())
-    assert set(metrics) == set(evaluate.DEFINITIONS)
+    curve = metrics.pop("over_time")
     for name, entry in metrics.items():
-        assert np.isfinite(entry["value"]), name
-        assert "{" not in entry["definition"]
+        assert np.isfinite(entry["value"]) and entry["definition"] and entry["count"] >= 1, name
+    for name in ("generated/frechet", "generated/kernel", "reconstructed/frechet", "reconstructed/paired_frechet"):
+        assert "not FVD" in metrics[name]["protocol"] and "N=8 a side" in metrics[name]["protocol"]
+    assert {"value", "standard_error", "at_infinity", "real_floor", "repeats"} <= set(metrics["generated/frechet"])
+    assert {"tokenizer/psnr", "transformer/nll", "generated/coverage", "memorisation/close_share",
+            "physics_generated/score", "physics_reconstructed/score"} <= set(metrics)
     assert metrics["unigram/entropy"]["value"] <= np.log(CONFIG.tokenizer.codes)
     assert metrics["unigram/entropy"]["value"] <= metrics["unigram/train_cross_entropy"]["value"]
     ratio = metrics["transformer/nll"]["value"] / metrics["unigram/entropy"]["value"]
     assert metrics["nll_over_unigram_entropy"]["value"] == pytest.approx(ratio)
-    assert "not FVD" in metrics["distance/generated"]["definition"]
+    assert curve["first_frame"] == [0, 2, 4] and len(curve["value"]) == 3 and curve["count"] == 8
 
 
 def test_evaluate_shows_real_reconstructed_and_generated_clips(workdir):
     rows = 2 * evaluate.PICTURED_CLIPS + 8
     assert Image.open(workdir / "evaluate" / "contact_sheet.png").height == rows * 66 - 2
     assert (workdir / "evaluate" / "curves.png").stat().st_size > 5_000
+    page = (workdir / "evaluate" / "report.html").read_text()
+    assert all(text in page for text in ("best: clip", "worst: clip", "reconstructed 3", "Quality over the length"))
+
+
+def test_a_protocol_that_asks_for_weights_or_clips_that_are_not_here_is_refused_before_any_work(workdir):
+    for protocol, message in (("i3d", "weights are not here.*weight-free"), ("tats", "weights are not here")):
+        with pytest.raises(UserError, match=message):
+            evaluate.run(from_config_dict(tiny_config(evaluate__protocol=protocol)), workdir)
 
 
 def test_clips_of_another_tokenizer_are_refused(workdir):
     with pytest.raises(UserError, match="--stage=sample"):
-        evaluate.load_generated(workdir / "sample", "0123")
+        evaluated_clips.load_generated(workdir / "sample", "0123")

@@ -1,0 +1,258 @@
+"""Evaluates any folder of videos against another: no model and no earlier stage needed. Part of the evaluate stage.
+
+    python -m mebt_jax.main --config=configs/ucf16.py --stage=evaluate --config.evaluate.real=DIR --config.evaluate.fake=DIR
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from mebt_jax.config import Config
+from mebt_jax.data import builder, clips, video_files
+from mebt_jax.data.video_files import BrokenVideo, Video
+from mebt_jax.errors import UserError
+from mebt_jax.metrics import extraction, neighbours, protocols, report, results
+from mebt_jax.metrics.protocols import Protocol
+from mebt_jax.runtime import mesh as mesh_lib, pictures, telemetry, workdir as workdir_lib
+from mebt_jax.stages import feature_networks
+from mebt_jax.stages.evaluated_clips import Networks
+
+STAGE = "evaluate"
+PICTURED_CLIPS = 8
+RATE_TOLERANCE = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipRule:
+    """How one clip is made of each video."""
+
+    frames: int
+    stride: int
+    size: tuple[int, int]  # (height, width) that every video must have; (0, 0): any
+    side: int  # pixels of the square that its frames are brought to
+    start: str  # "first" or "random"
+    mirrored: bool  # every second clip
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """The clips of one folder."""
+
+    videos: list[Video]  # those used, in the order of the rows
+    features: dict[str, np.ndarray]  # by network: [n, D] or [n, windows, D]
+    skipped: list[dict[str, str]]  # {"video", "reason"}
+
+
+def wanted(config: Config) -> bool:
+    """Whether the config names two folders to compare."""
+    return bool(config.evaluate.real or config.evaluate.fake)
+
+
+def run(config: Config, workdir: Path) -> None:
+    """Writes metrics.json, report.html and contact_sheet.png below `<workdir>/evaluate`, and prints the table.
+
+    Raises:
+        UserError: a folder is missing or empty, the two differ in size or frame rate, too few clips, no weights.
+    """
+    # ---- folders and protocol ---------------------------------------------------------------------------------------
+    mesh = mesh_lib.make_mesh(config.mesh)
+    mesh_lib.check_batch_size(mesh, config.evaluate.batch_size, "config.evaluate.batch_size")
+    real_videos, fake_videos = (find(getattr(config.evaluate, name), name) for name in ("real", "fake"))
+    protocol = protocols.for_data(config.evaluate.protocol, config.data.source, config.data.frames)
+    protocols.check_counts(protocol, real=len(real_videos), fake=len(fake_videos))
+    networks = feature_networks.load(protocol, config)
+    rule = ClipRule(config.data.frames, config.data.frame_stride, *common_size(real_videos, fake_videos, config),
+                    protocol.start, protocol.mirrored)
+    if not config.evaluate.any_frame_rate:
+        check_frame_rates(real_videos, fake_videos)
+
+    # ---- features ---------------------------------------------------------------------------------------------------
+    folder = workdir / STAGE / "features"
+    real = read_side(real_videos, rule, 2 * protocol.clips, feature_networks.with_first_window(networks, config), config, mesh,
+                     folder, "real clips")
+    generated_rule = dataclasses.replace(rule, start="first", mirrored=False)
+    fake = read_side(fake_videos, generated_rule, protocol.clips * protocol.repeats,
+                     feature_networks.with_windows(networks, config), config, mesh, folder, "generated clips")
+    protocols.check_counts(protocol, real=len(real.videos), fake=len(fake.videos))
+    check_enough(real, fake, config)
+
+    # ---- numbers and page -------------------------------------------------------------------------------------------
+    found = numbers(protocol, fake, real, config)
+    if jax.process_index() == 0:
+        curve = results.window_curve(protocol, fake.features, real.features, config.evaluate, config.data.frames,
+                                     config.evaluate.real)
+        skipped = {"skipped": {"real": real.skipped, "generated": fake.skipped}}
+        workdir_lib.write_json(workdir / STAGE / "metrics.json", results.to_json(found) | curve | skipped)
+        show(config, workdir / STAGE, found, fake, real, generated_rule, rule, curve)
+
+
+def find(folder: str, name: str) -> list[Video]:
+    """The videos of a folder, in an order that follows from their names and mixes its subfolders."""
+    if not folder or not Path(folder).is_dir():
+        problem = f"config.evaluate.{name} {folder!r} is not a folder" if folder else f"config.evaluate.{name} is empty"
+        raise UserError(f"{problem}; to compare folders give both --config.evaluate.real=DIR and --config.evaluate.fake=DIR.")
+    videos = video_files.find_videos(Path(folder))
+    if not videos:
+        raise UserError(f"{folder} holds no videos, directly or in subfolders; config.evaluate.{name} must be a folder of "
+                        f"video files or of folders of frames.")
+    return sorted(videos, key=lambda video: hashlib.sha256(video.name.encode()).digest())
+
+
+def common_size(real: list[Video], fake: list[Video], config: Config) -> tuple[tuple[int, int], int]:
+    """((height, width) that every video must have, side of the squares to compare)."""
+    if config.evaluate.resolution:
+        return (0, 0), config.evaluate.resolution
+    sizes = {}
+    for name, videos in (("real", real), ("generated", fake)):
+        try:
+            sizes[name] = video_files.frame_size(videos[0])
+        except BrokenVideo as error:
+            raise UserError(f"The {name} video {videos[0].name} {error}; remove it.") from error
+    (height, width), other = sizes["real"], sizes["generated"]
+    if (height, width) != other:
+        raise UserError(f"Real clips are {height}x{width} and generated ones {other[0]}x{other[1]}, and a resize would count "
+                        f"as a difference; give clips of one size, or bring both to one with --config.evaluate.resolution="
+                        f"{min(height, width, *other)}.")
+    return (height, width), min(height, width)
+
+
+def check_frame_rates(real: list[Video], fake: list[Video]) -> None:
+    """Raises UserError if both sides tell their frame rate and it is not the same."""
+    rates = []
+    for videos in (real, fake):
+        known = [rate for video in videos[:16] if (rate := _rate(video))]
+        rates.append(float(np.median(known)) if known else 0.0)
+    if all(rates) and abs(rates[0] - rates[1]) > RATE_TOLERANCE * rates[0]:
+        raise UserError(f"Real clips run at {rates[0]:g} frames per second and generated ones at {rates[1]:g}, so the same "
+                        f"motion differs; give clips of one rate, or pass --config.evaluate.any_frame_rate=True if the files "
+                        f"only say so.")
+
+
+def check_enough(real: Side, fake: Side, config: Config) -> None:
+    for name, side in (("real", real), ("generated", fake)):
+        if len(side.videos) < 2:
+            reasons = "; ".join(f"{entry['video']}: {entry['reason']}" for entry in side.skipped[:3])
+            raise UserError(f"Only {len(side.videos)} of the {name} videos can be used and a distance needs 2 ({reasons}); "
+                            f"give more, or ask for shorter clips with --config.data.frames (now {config.data.frames}).")
+
+
+def _rate(video: Video) -> float:
+    try:
+        return video_files.frames_per_second(video)
+    except Exception:  # noqa: BLE001  a file that cannot be opened is told of when its frames are read
+        return 0.0
+
+
+# ---- clips ----------------------------------------------------------------------------------------------------------------
+
+
+def read_clip(video: Video, rule: ClipRule) -> np.ndarray:
+    """The clip of one video: uint8 [F, side, side, 3].
+
+    Raises:
+        BrokenVideo: it is damaged, too short, or of another size.
+    """
+    if rule.size != (0, 0) and (size := video_files.frame_size(video)) != rule.size:
+        raise BrokenVideo(f"is {size[0]}x{size[1]}, the others {rule.size[0]}x{rule.size[1]}")
+    reach = clips.span(rule.frames, rule.stride)
+    start = 0
+    if rule.start == "random":
+        spare = video_files.count_frames(video) - reach
+        draw = int.from_bytes(hashlib.sha256(f"start of {video.name}".encode()).digest()[:8])
+        start = draw % (spare + 1) if spare > 0 else 0
+    frames = list(itertools.islice(video_files.read_frames(video, rule.side), start, start + reach, rule.stride))
+    if len(frames) < rule.frames:
+        raise BrokenVideo(f"is too short for {rule.frames} frames at stride {rule.stride}")
+    return np.stack(frames)
+
+
+def read_side(videos: list[Video], rule: ClipRule, limit: int, networks: Networks, config: Config, mesh: Mesh, folder: Path,
+              what: str) -> Side:
+    """Features of at most `limit` clips (0: all), one per video; those that cannot be used are skipped and listed."""
+    size = config.evaluate.batch_size
+    used: list[str] = []
+    skipped: list[dict[str, str]] = []
+
+    def attempt(video: Video) -> np.ndarray | BrokenVideo:
+        try:
+            return read_clip(video, rule)
+        except BrokenVideo as error:
+            return error
+
+    def read() -> Iterator[np.ndarray]:
+        with ThreadPoolExecutor() as threads, tqdm(total=len(videos), desc=f"evaluate: {what}", unit="clip",
+                                                   disable=jax.process_index() != 0, mininterval=2) as bar:
+            for start in range(0, len(videos), size):
+                part = videos[start:start + size]
+                for video, clip in zip(part, threads.map(attempt, part)):
+                    bar.update()
+                    if limit and len(used) == limit:
+                        return
+                    if isinstance(clip, BrokenVideo):
+                        skipped.append({"video": video.name, "reason": str(clip)})
+                        continue
+                    used.append(video.name)
+                    yield clip[:, :, ::-1] if rule.mirrored and len(used) % 2 == 0 else clip
+
+    def compute() -> dict[str, np.ndarray]:
+        found = extraction.extract(list(networks.values()), read(), size, mesh)
+        return dict(zip(networks, found)) | {"used": np.array(used), "skipped": np.array(json.dumps(skipped))}
+
+    keys = [builder.listing_hash(videos), str(Path(videos[0].files[0]).parent), dataclasses.asdict(rule), limit,
+            [network.name for network in networks.values()]]
+    arrays = extraction.cached(folder, keys, compute)
+    skipped = json.loads(str(arrays.pop("skipped")))
+    by_name = {video.name: video for video in videos}
+    used_videos = [by_name[name] for name in arrays.pop("used").tolist()]
+    if skipped:
+        telemetry.say(f"evaluate: {len(skipped)} of {len(videos)} {what} left out, first {skipped[0]['video']}: "
+                      f"{skipped[0]['reason']}; metrics.json lists them")
+    return Side(used_videos, arrays, skipped)
+
+
+# ---- numbers and page -----------------------------------------------------------------------------------------------------
+
+
+def numbers(protocol: Protocol, fake: Side, real: Side, config: Config) -> dict[str, results.Result]:
+    count = protocol.clips or min(len(fake.videos), len(real.videos))
+    rows = real.features["frechet"]
+    found = results.distances(protocol, fake.features["frechet"], rows, rows[count:] if len(rows) >= 2 * count else None,
+                              config.data.frames, "generated", config.evaluate.real)
+    if "inception" in real.features:
+        found |= results.inception(fake.features["inception"], real.features["inception"])
+    return found
+
+
+def show(config: Config, directory: Path, found: dict[str, results.Result], fake: Side, real: Side, fake_rule: ClipRule,
+         real_rule: ClipRule, curve: dict) -> None:
+    """Writes the pictures and the page, and prints the table."""
+    index, distance = neighbours.nearest(fake.features["frechet"], real.features["frechet"])
+    chosen = report.best_median_worst(distance, higher_is_better=False)
+    ranked = [one for name, i in chosen for one in (
+        (f"{name}: {fake.videos[i].name}", read_clip(fake.videos[i], fake_rule)),
+        (f"its nearest real clip: {real.videos[index[i]].name}", read_clip(real.videos[index[i]], real_rule)))]
+    sides = (("real", real, real_rule), ("generated", fake, fake_rule))
+    sheet = [(f"{kind} {i}", read_clip(video, rule)) for kind, side, rule in sides
+             for i, video in enumerate(side.videos[:PICTURED_CLIPS])]
+    pictures.contact_sheet(directory / "contact_sheet.png", sheet)
+    images = {"Real and generated clips": directory / "contact_sheet.png"}
+    if curve:
+        images["Quality over the length of a clip"] = directory / "over_time.png"
+        pictures.curves(directory / "over_time.png", results.curve_points(curve), curve["over_time"]["protocol"], "first frame")
+    notes = [f"Real clips: {config.evaluate.real} ({len(real.videos)} used, {len(real.skipped)} left out). Generated clips: "
+             f"{config.evaluate.fake} ({len(fake.videos)} used, {len(fake.skipped)} left out)."]
+    rows = [report.Clips("Generated clips", "Best, median and worst by the distance to the nearest real clip, which plays "
+                         "beside each.", ranked)]
+    report.write_page(directory / "report.html", "Generated against real clips", found, rows, images, notes,
+                      config.sample.frames_per_second)
+    print(results.table(found))
+    print(f"  everything on one page          {directory / 'report.html'}")

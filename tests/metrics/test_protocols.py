@@ -1,0 +1,32 @@
+"""Protocols name every choice, and a set that is too small for one is refused."""
+
+import pytest
+
+from mebt_jax.errors import UserError
+from mebt_jax.metrics import protocols
+from mebt_jax.metrics.protocols import PROTOCOLS
+
+
+def test_the_paper_draws_its_reals_and_its_numbers_by_data_set_and_length():
+    sky, ucf = protocols.for_data("mebt-paper", "sky_timelapse", 16), protocols.for_data("mebt-paper", "ucf101", 128)
+    assert (sky.clips, sky.repeats, sky.reals) == (2048, 10, "validation")
+    assert (ucf.clips, ucf.repeats, ucf.reals) == (512, 5, "train")
+    assert sky.epsilon == 1e-5 and sky.resize == "half_pixel" and sky.unbiased
+
+
+def test_every_choice_that_moves_the_number_shows_in_the_string():
+    texts = {protocol.describe(2048, 16, 1) for protocol in PROTOCOLS.values()}
+    assert len(texts) == len(PROTOCOLS)
+    text = PROTOCOLS["styleganv"].describe(2048, 16, 1)
+    for choice in ("styleganv", "FVD", "eps 0.001", "half_pixel", "covariance over N,", "16 frames", "N=2048", "from train, half"):
+        assert choice in text
+    assert "not FVD" in PROTOCOLS[protocols.WEIGHT_FREE].describe(64, 16, 1)
+    assert not PROTOCOLS[protocols.WEIGHT_FREE].needs_weights and PROTOCOLS["tats"].needs_weights
+
+
+def test_unknown_names_and_small_sets_get_one_sentence():
+    with pytest.raises(UserError, match="did you mean styleganv?"):
+        protocols.for_data("stylegan-v", "folder", 16)
+    with pytest.raises(UserError, match="2048 clips a side, but there are 100 generated"):
+        protocols.check_counts(PROTOCOLS["tats"], real=4000, fake=100)
+    protocols.check_counts(PROTOCOLS["i3d"], real=10, fake=3)

@@ -1,0 +1,145 @@
+"""Folder against folder: what is measured, what is left out and said, and what is refused."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mebt_jax.config import from_config_dict
+from mebt_jax.data.moving_shapes import MovingShapes
+from mebt_jax.errors import UserError
+from mebt_jax.metrics import extraction, random_features
+from mebt_jax.runtime import pictures
+from mebt_jax.stages import compare_folders
+from tests.tiny_config import tiny_config
+
+REALS, FAKES = MovingShapes(14, 12, 32, seed=0), MovingShapes(6, 12, 32, seed=1)
+
+
+def write_frames(folder, name, video):
+    (folder / name).mkdir(parents=True)
+    for f, frame in enumerate(video):
+        Image.fromarray(frame).save(folder / name / f"{f:03d}.png")
+
+
+def config_of(real, fake, **overrides):
+    settings = {"evaluate__window": 4, "evaluate__window_every": 4} | overrides
+    return from_config_dict(tiny_config(evaluate__real=str(real), evaluate__fake=str(fake), **settings))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of frames: 14 real clips; 6 generated ones, one too short and one of another size beside them."""
+    path = tmp_path_factory.mktemp("folders")
+    for i in range(len(REALS)):
+        write_frames(path / "real", f"class{i % 2}/clip{i}", REALS[i]["video"])
+    for i in range(len(FAKES)):
+        write_frames(path / "fake", f"clip{i}", FAKES[i]["video"][:8])
+    write_frames(path / "fake", "short", FAKES[0]["video"][:5])
+    write_frames(path / "fake", "large", np.zeros((8, 48, 48, 3), np.uint8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def compared(folders, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("compared")
+    compare_folders.run(config_of(folders / "real", folders / "fake"), workdir)
+    return workdir / "evaluate"
+
+
+def test_numbers_are_of_every_usable_clip_once_and_the_rest_is_listed(compared, folders):
+    metrics = json.loads((compared / "metrics.json").read_text())
+    distance = metrics["generated/frechet"]
+    assert distance["count"] == 6 and distance["real_floor_count"] == 6
+    assert f"reals from {folders / 'real'}" in distance["protocol"] and "8 frames, N=6" in distance["protocol"]
+    assert {(entry["video"], entry["reason"]) for entry in metrics["skipped"]["generated"]} == {
+        ("short", "is too short for 8 frames at stride 1"), ("large", "is 48x48, the others 32x32")}
+    fakes = np.stack([FAKES[i]["video"][:8] for i in range(6)])
+    with np.load(next(path for path in (compared / "features").iterdir() if len(np.load(path)["used"]) == 6)) as arrays:
+        order = [int(re.search(r"\d+", name)[0]) for name in arrays["used"]]
+        np.testing.assert_allclose(arrays["frechet"], random_features.random_features(fakes[order]), rtol=1e-4, atol=1e-5)
+        assert arrays["windows"].shape == (6, 2, 224)
+    assert metrics["over_time"]["first_frame"] == [0, 4]
+
+
+def test_a_folder_against_itself_is_at_zero_and_features_are_not_computed_again(folders, tmp_path, monkeypatch):
+    config = config_of(folders / "fake", folders / "fake", data__frames=8)
+    compare_folders.run(config, tmp_path)
+    first = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())
+    assert first["generated/frechet"]["value"] == pytest.approx(0.0, abs=1e-6)
+    monkeypatch.setattr(extraction, "extract", None)
+    compare_folders.run(config, tmp_path)
+    assert json.loads((tmp_path / "evaluate" / "metrics.json").read_text()) == first
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.sources, self.text, self.links = [], "", []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.sources += [attrs["src"]] if "src" in attrs else []
+        self.links += [attrs[name] for name in ("href", "srcset") if name in attrs]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_page_holds_all_that_it_shows(compared):
+    page = Page()
+    page.feed((compared / "report.html").read_text())
+    kinds = [re.match(r"data:image/(\w+);base64,(.*)", source).groups() for source in page.sources]
+    assert not page.links and [kind for kind, _ in kinds] == ["gif"] * 6 + ["png"] * 2
+    for kind, content in kinds:
+        with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+            assert image.format == kind.upper() and getattr(image, "n_frames", 1) == (8 if kind == "gif" else 1)
+    for text in ("generated/frechet", "not FVD", "best: clip", "worst: clip", "its nearest real clip", "2 left out"):
+        assert text in page.text
+
+
+def test_real_clips_start_anywhere_generated_ones_at_the_first_frame(folders):
+    rule = compare_folders.ClipRule(8, 1, (32, 32), 32, "random", False)
+    videos = compare_folders.find(str(folders / "real"), "real")
+    starts = []
+    for video in videos:
+        clip, whole = compare_folders.read_clip(video, rule), REALS[int(re.search(r"clip(\d+)", video.name)[1])]["video"]
+        np.testing.assert_array_equal(clip, compare_folders.read_clip(video, rule))
+        starts += [s for s in range(5) if (whole[s:s + 8] == clip).all()]
+    assert len(starts) >= 14 and len(set(starts)) > 2
+
+
+def test_what_cannot_be_compared_is_refused(folders, tmp_path):
+    real, fake = folders / "real", folders / "fake"
+    write_frames(tmp_path / "large", "a", np.zeros((8, 48, 48, 3), np.uint8))
+    write_frames(tmp_path / "large", "b", np.zeros((8, 48, 48, 3), np.uint8))
+    (tmp_path / "empty").mkdir()
+    for name, rate in (("slow", 8.0), ("fast", 25.0)):
+        for i in range(2):
+            pictures.write_mp4(tmp_path / name / f"{i}.mp4", np.zeros((8, 32, 32, 3), np.uint8), rate)
+    cases = (
+        ((real, ""), {}, "config.evaluate.fake is empty.*both --config.evaluate.real=DIR"),
+        ((tmp_path / "no", fake), {}, "no' is not a folder"),
+        ((real, tmp_path / "empty"), {}, "holds no videos"),
+        ((real, tmp_path / "large"), {}, "Real clips are 32x32 and generated ones 48x48.*--config.evaluate.resolution=32"),
+        ((tmp_path / "slow", tmp_path / "fast"), {}, "8 frames per second and generated ones at 25.*any_frame_rate=True"),
+        ((real, fake), {"data__frames": 40}, "Only 0 of the real videos can be used.*too short for 40 frames.*data.frames"),
+        ((real, fake), {"evaluate__protocol": "tats"}, "compares 2048 clips a side, but there are 14 real ones"),
+        ((real, fake), {"evaluate__protocol": "i3d"}, "weights are not here"),
+        ((real, fake), {"evaluate__protocol": "fvd"}, "config.evaluate.protocol 'fvd' is not known"),
+    )
+    for (one, other), overrides, message in cases:
+        with pytest.raises(UserError, match=message):
+            compare_folders.run(config_of(one, other, **overrides), tmp_path / "out")
+
+
+def test_clips_brought_to_one_size_are_all_compared_and_the_table_is_printed(folders, tmp_path, capsys):
+    compare_folders.run(config_of(folders / "real", folders / "fake", evaluate__resolution=16), tmp_path)
+    printed = capsys.readouterr().out
+    assert "generated/frechet" in printed and "report.html" in printed
+    assert json.loads((tmp_path / "evaluate" / "metrics.json").read_text())["generated/frechet"]["count"] == 7
