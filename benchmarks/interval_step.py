@@ -40,7 +40,7 @@ def main() -> None:
     config = dataclasses.replace(base.transformer, layers=layers, width=256, heads=8, latents=64, dtype="float32",
                                  remat="none", loss_block=512)
     tokens = GRID[0] * GRID[1] * GRID[2]
-    graphdef, params = nnx.split(MeBT(config, num_codes=CODES, num_positions=tokens, rngs=nnx.Rngs(0)), nnx.Param)
+    graphdef, params = nnx.split(MeBT(config, num_codes=CODES, grid=GRID, rngs=nnx.Rngs(0)), nnx.Param)
     codes = jax.random.randint(jax.random.key(0), (BATCH, *GRID), 0, CODES)
 
     @jax.jit

@@ -79,15 +79,16 @@ def get_config() -> ConfigDict:
     # Input size over latent size on (time, height, width) (paper and TATS: 4, 8, 8).
     tokenizer.compression = (4, 8, 8)
     # The part of the compression done by folding pixels into channels before the first convolution, which lets all
-    # convolutions run at low resolution; (1, 1, 1) is the paper's network.
+    # convolutions run at low resolution; (1, 1, 1) is the paper's network. The compression itself makes the encoder pointwise.
     tokenizer.patch = (1, 1, 1)
     # Channels of the first level; each level of striding doubles them (TATS: 16 to 32 by checkpoint).
     tokenizer.hidden = 32
     # V, number of codes, and their width (TATS: 16384 of 256).
     tokenizer.codes = 16_384
     tokenizer.code_width = 256
-    # "group" is trained here and officially; "batch" is for converted checkpoints that were trained with it, whose stored
-    # statistics it uses.
+    # "group" is official; "token" takes its mean and variance over the channels of one place alone, so that with a patch of the
+    # whole compression no code depends on its neighbours; "batch" is for converted checkpoints that were trained with it,
+    # whose stored statistics it uses.
     tokenizer.norm = "group"
     # Weights of the loss terms (TATS: L1 4, commitment 0.25; the paper's equation 1 has L2).
     tokenizer.l1_weight = 4.0
@@ -114,11 +115,9 @@ def get_config() -> ConfigDict:
     transformer.width = 1024
     transformer.heads = 16
     transformer.latents = 256
-    # "paper" computes what the official code computes, quirks included; "modern" is a plain pre-norm residual.
+    # "paper" computes what the official code computes, quirks included, and starts as noise; "modern" has a plain pre-norm
+    # residual and rotary positions, and starts with heads that look nearby, which learns in hundreds of steps what lies where.
     transformer.flavour = "paper"
-    # Where positions and latents start: "official" is noise; "grid" is waves over (t, h, w), with which
-    # the first hundreds of steps learn faster.
-    transformer.initialization = "official"
     # Dropout rates on embeddings, block outputs and attention weights.
     transformer.embedding_dropout = 0.0
     transformer.residual_dropout = 0.0

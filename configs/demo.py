@@ -16,38 +16,40 @@ def get_config() -> ConfigDict:
     config.data.frames = 16
     config.data.train_clips = 100_000
 
-    # Folding pixels into channels first keeps every convolution on the small latent grid, where a CPU is fast.
-    config.tokenizer.compression = (4, 4, 4)
-    config.tokenizer.patch = (4, 4, 4)
+    # A patch of the whole compression: every convolution runs on the small latent grid, where a CPU is fast, and equal patches
+    # have equal codes.
+    config.tokenizer.compression = (4, 8, 8)
+    config.tokenizer.patch = (4, 8, 8)
+    config.tokenizer.norm = "token"
     config.tokenizer.hidden = 32
     config.tokenizer.codes = 512
-    config.tokenizer.code_width = 32
-    # Short runs need a codebook that follows quickly, and small batches count few features per code.
-    config.tokenizer.codebook_decay = 0.9
-    config.tokenizer.restart_threshold = 0.1
+    config.tokenizer.code_width = 64
+    # A rare code occurs in one batch of many: it is restarted only when it has not been seen in hundreds of steps.
+    config.tokenizer.restart_threshold = 0.01
     config.tokenizer.l1_weight = 1.0
     config.tokenizer.l2_weight = 4.0
-    config.tokenizer.training.steps = 1_800
-    config.tokenizer.training.batch_size = 4
-    config.tokenizer.training.learning_rate = 2e-3
+    config.tokenizer.training.steps = 400
+    config.tokenizer.training.batch_size = 16
+    # The start is fitted to the data; a large rate would first undo it.
+    config.tokenizer.training.learning_rate = 5e-4
     config.tokenizer.training.warmup_steps = 50
     config.tokenizer.training.decay = "cosine"
     config.tokenizer.training.beta1 = 0.9
     config.tokenizer.training.beta2 = 0.95
     config.tokenizer.training.ema_decay = 0.98
-    config.tokenizer.training.validate_every = 500
-    config.tokenizer.training.validation_batches = 16
-    config.tokenizer.training.checkpoint_every = 500
+    config.tokenizer.training.validate_every = 200
+    config.tokenizer.training.validation_batches = 4
+    config.tokenizer.training.checkpoint_every = 200
 
     config.transformer.layers = ("encode", "latent") * 2 + ("encode",) + ("decode", "update") * 2 + ("decode",)
     config.transformer.width = 128
     config.transformer.heads = 4
     config.transformer.latents = 64
-    config.transformer.initialization = "grid"
+    config.transformer.flavour = "modern"
     config.transformer.dtype = "float32"
     config.transformer.remat = "none"
     config.transformer.training.steps = 1_600
-    config.transformer.training.batch_size = 8
+    config.transformer.training.batch_size = 32
     config.transformer.training.learning_rate = 2e-3
     config.transformer.training.warmup_steps = 100
     config.transformer.training.decay = "cosine"

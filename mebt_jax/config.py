@@ -18,9 +18,8 @@ from ml_collections import ConfigDict
 from mebt_jax.errors import UserError
 
 BLOCK_KINDS = ("encode", "latent", "update", "decode", "full", "maskgit")
-NORMS = ("group", "batch")
+NORMS = ("group", "token", "batch")
 FLAVOURS = ("paper", "modern")
-INITIALIZATIONS = ("official", "grid")
 REMAT_POLICIES = ("none", "block", "dots")
 DTYPES = ("float32", "bfloat16")
 DATA_SOURCES = ("moving_shapes", "folder", "ucf101", "sky_timelapse", "taichi_hd")
@@ -94,7 +93,6 @@ class TransformerConfig:
     heads: int
     latents: int
     flavour: str
-    initialization: str
     embedding_dropout: float
     residual_dropout: float
     attention_dropout: float
@@ -262,7 +260,6 @@ def _check_values(config: Config) -> None:
         "tokenizer.training.decay": (config.tokenizer.training.decay, LEARNING_RATE_DECAYS),
         "transformer.dtype": (config.transformer.dtype, DTYPES),
         "transformer.flavour": (config.transformer.flavour, FLAVOURS),
-        "transformer.initialization": (config.transformer.initialization, INITIALIZATIONS),
         "transformer.remat": (config.transformer.remat, REMAT_POLICIES),
         "transformer.training.decay": (config.transformer.training.decay, LEARNING_RATE_DECAYS),
         "masking.ratio_schedule": (config.masking.ratio_schedule, RATIO_SCHEDULES),

@@ -35,13 +35,12 @@ def test_config_builds_and_its_full_size_model_has_consistent_shapes(name):
     locked = load(name).lock()
     config = config_lib.from_config_dict(locked)
     assert config.name == name
-    tokens = config.grid[0] * config.grid[1] * config.grid[2]
     shapes = capacities.all_shapes(config.masking, config.grid)
     largest = max(shapes, key=lambda shape: (shape.contexts, shape.targets))
 
     def forward(video):
         tokenizer = Tokenizer(config.tokenizer, rngs=nnx.Rngs(0))
-        model = MeBT(config.transformer, num_codes=config.tokenizer.codes, num_positions=tokens, rngs=nnx.Rngs(0))
+        model = MeBT(config.transformer, num_codes=config.tokenizer.codes, grid=config.grid, rngs=nnx.Rngs(0))
         features = tokenizer.encode(video)  # [1, T, H, W, E]
         context = jax.numpy.zeros((1, largest.contexts), int)
         targets = jax.numpy.zeros((1, largest.targets), int)

@@ -11,18 +11,17 @@ import numpy as np
 
 KINDS = ("circle", "square", "triangle")
 COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (60, 110, 250), "yellow": (240, 210, 40)}
-BACKGROUNDS = ((16, 20, 56), (12, 48, 34), (60, 20, 26), (48, 44, 16))
+BACKGROUNDS = ((16, 20, 56), (60, 20, 26))
 BAR_COLOUR = (128, 128, 128)
 
-# Lengths are in frame widths, speeds in frame widths per frame. All are multiples of 1/64 and places start on a grid, so that
-# few different patches of pixels occur: a small tokenizer trained for minutes has to tell them all apart.
-GRID = 1 / 32
-RADIUS = 5 / 32
-BAR_WIDTH = 2 * RADIUS  # hides a shape whole
-BAR_LEFT = (8 / 32, 14 / 32)
-# Every shape moves sideways at least this fast, so that many of them pass behind the bar within 16 frames.
-SIDE_SPEEDS = (2 / 64, 3 / 64)
-CLIMB_SPEEDS = (0.0, 1 / 64, 2 / 64)
+# Lengths are in frame widths, speeds in frame widths per frame. Shapes start on a coarse grid and move along one axis, one cell
+# in four frames, so that few different patches of pixels occur: a small tokenizer trained for a minute tells them all apart.
+CELL = 1 / 4
+RADIUS = CELL / 2
+BAR_WIDTH = CELL  # hides a shape whole
+BAR_LEFT = (1 / 4, 1 / 2)
+SPEED = CELL / 4
+DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,23 +88,24 @@ class MovingShapes:
         rng = np.random.default_rng((self.seed, self.offset + i))
         time = np.arange(self.frames)
         # Two shapes of a clip differ in colour: otherwise nobody could say which of them came out from behind the bar.
-        colours = rng.choice(list(COLOURS), size=rng.integers(1, 3), replace=False)
+        colours = rng.choice(list(COLOURS), size=2, replace=False)
         shapes = []
         for colour in colours:
-            speed = np.array([rng.choice(SIDE_SPEEDS), rng.choice(CLIMB_SPEEDS)]) * rng.choice([-1, 1], size=2)
-            start = on_grid(rng.uniform(RADIUS, 1 - RADIUS, size=2))
+            speed = SPEED * rng.choice(DIRECTIONS)
+            start = RADIUS + on_grid(rng.uniform(0, 1 - 2 * RADIUS, size=2))
             centres = bounce(start + time[:, None] * speed, RADIUS, 1 - RADIUS) * self.resolution
             shapes.append(Shape(str(rng.choice(KINDS)), str(colour), RADIUS * self.resolution, centres))
         left = round(float(on_grid(rng.uniform(*BAR_LEFT))) * self.resolution)
-        first, last = np.array(BACKGROUNDS, np.float64)[rng.choice(len(BACKGROUNDS), size=2, replace=False)]
+        number = rng.integers(len(BACKGROUNDS))
+        first, last = np.array([BACKGROUNDS[number], BACKGROUNDS[(number + 1) % len(BACKGROUNDS)]], np.float64)
         share = time[:, None] / max(self.frames - 1, 1)
         background = np.rint(first + share * (last - first)).astype(np.uint8)
         return tuple(shapes), (left, left + round(BAR_WIDTH * self.resolution)), background
 
 
 def on_grid(place: np.ndarray | float) -> np.ndarray:
-    """The nearest multiple of GRID."""
-    return np.rint(np.asarray(place) / GRID) * GRID
+    """The nearest multiple of CELL."""
+    return np.rint(np.asarray(place) / CELL) * CELL
 
 
 def bounce(position: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -68,7 +68,8 @@ def transformer_part(config: TransformerConfig, codes: int, positions: int) -> t
         kinds = ", ".join(sorted(set(config.layers)))
         raise UserError(f"config.transformer has flavour {config.flavour!r} and layers {kinds}, but official transformers have "
                         f"flavour 'paper' and no full layers; only such a transformer can go to and fro.")
-    model = nnx.eval_shape(lambda: MeBT(config, num_codes=codes, num_positions=positions, rngs=nnx.Rngs(0)))
+    grid = (positions, 1, 1)  # only the number of positions shows in the parameters
+    model = nnx.eval_shape(lambda: MeBT(config, num_codes=codes, grid=grid, rngs=nnx.Rngs(0)))
     state = nnx.state(model, nnx.Param)
     pairs = TABLES | dict(_block_pairs(config))
     return state, part_of(state, pairs.__getitem__)

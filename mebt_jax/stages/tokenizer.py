@@ -21,7 +21,7 @@ from mebt_jax.runtime.optimizers import make_optimizer
 from mebt_jax.runtime.train_state import (
     TrainState, accumulated_gradients, apply_gradients, create_sharded, join_pieces, new_state,
 )
-from mebt_jax.tokenizer import losses, quantizers
+from mebt_jax.tokenizer import fitting, losses, quantizers
 from mebt_jax.tokenizer.autoencoder import Tokenizer, tokenizer_hash
 
 STAGE = "tokenizer"
@@ -77,7 +77,7 @@ def run(config: Config, workdir: Path) -> None:
 
     # ---- step -------------------------------------------------------------------------------------------------------
     batch, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
-    jitted_fit = jax.jit(functools.partial(fit_codebook, graphdef=graphdef),
+    jitted_fit = jax.jit(functools.partial(fit_start, graphdef=graphdef, batch_size=training.batch_size),
                          in_shardings=(shardings, batch, everywhere), out_shardings=shardings, donate_argnums=0)
     step = functools.partial(train_step, graphdef=graphdef, optimizer=optimizer, config=config.tokenizer)
     jitted_step = jax.jit(step, in_shardings=(shardings, batch, everywhere), out_shardings=(shardings, everywhere),
@@ -86,10 +86,14 @@ def run(config: Config, workdir: Path) -> None:
                                 out_shardings=(everywhere, batch))
 
     def take_step(state: TrainState, rows: Mapping[str, np.ndarray], step: int) -> tuple[TrainState, dict[str, jax.Array]]:
-        video = mesh_lib.put_batch(mesh, rows)["video"]  # [B, F, H, W, 3]
         if step == 0:
-            state = jitted_fit(state, video, codebook_key)
-        return jitted_step(state, video, root_key)
+            state = jitted_fit(state, first_clips(), codebook_key)
+        return jitted_step(state, mesh_lib.put_batch(mesh, rows)["video"], root_key)
+
+    def first_clips() -> jax.Array:
+        number = fitting.clips_needed(int(np.prod(config.grid)), training.batch_size)
+        telemetry.say(f"{STAGE}: placing {config.tokenizer.codes} codes among the features of {number} clips")
+        return mesh_lib.put_batch(mesh, next(pipeline.train_batches(clip_sources, config, number)))["video"]
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
         held_out = pipeline.validation_batches(clip_sources, config, training.batch_size, training.validation_batches)
@@ -123,10 +127,12 @@ def train_step(state: TrainState, video: jax.Array, root_key: jax.Array, *, grap
     return state, metrics | {"gradient_norm": optax.global_norm(gradients)}
 
 
-def fit_codebook(state: TrainState, video: jax.Array, key: jax.Array, *, graphdef: nnx.GraphDef) -> TrainState:
-    """Places the codes among the features of a first batch of uint8 clips [B, F, H, W, 3]: all are used from the start."""
-    features = nnx.merge(graphdef, state.params).encode(clips.to_float(video))  # [B, T, H, W, E]
-    return state.replace(statistics=quantizers.init_from_features(state.statistics, features, key))
+def fit_start(state: TrainState, video: jax.Array, key: jax.Array, *, graphdef: nnx.GraphDef, batch_size: int) -> TrainState:
+    """The state to begin with, fitted to uint8 clips [n, F, H, W, 3]: all codes are used from the start."""
+    tokenizer, codebook = fitting.fit(nnx.merge(graphdef, state.params), state.statistics, clips.to_float(video), key,
+                                      batch_size=batch_size)
+    params = nnx.state(tokenizer, nnx.Param)
+    return state.replace(params=params, ema=None if state.ema is None else params, statistics=codebook)
 
 
 def validation_step(params: nnx.State, codebook: quantizers.Codebook, video: jax.Array, *, graphdef: nnx.GraphDef,

@@ -25,7 +25,7 @@ from mebt_jax.runtime.train_state import TrainState, accumulated_gradients, appl
 from mebt_jax.sampling import decode, plan
 from mebt_jax.stages.tokenizer import TrainedTokenizer, load_tokenizer
 from mebt_jax.tokenizer import autoencoder
-from mebt_jax.transformer.initialization import place_on_grid
+from mebt_jax.transformer.initialization import start_locally
 from mebt_jax.transformer.loss import masked_cross_entropy
 from mebt_jax.transformer.model import MeBT
 
@@ -79,7 +79,7 @@ def run(config: Config, workdir: Path) -> None:
     root_key, params_key = jax.random.split(jax.random.key(config.runtime.seed))
 
     def create() -> TrainState:
-        params = nnx.state(new_transformer(config, nnx.Rngs(params_key)), nnx.Param)
+        params = nnx.state(new_transformer(config, params_key, tokenizer.codebook.embeddings), nnx.Param)
         return new_state(params, optimizer, ema=training.ema_decay > 0)
 
     state, shardings = create_sharded(create, mesh, config.runtime.fsdp_min_elements)
@@ -264,16 +264,18 @@ def decode_clips(params: nnx.State, codebook: Any, codes: jax.Array, *, graphdef
 # ---- trained transformers -------------------------------------------------------------------------------------------------
 
 
-def new_transformer(config: Config, rngs: nnx.Rngs) -> MeBT:
-    model = MeBT(config.transformer, num_codes=config.tokenizer.codes, num_positions=int(np.prod(config.grid)), rngs=rngs)
-    if config.transformer.initialization == "grid":
-        place_on_grid(model, config.grid)
+def new_transformer(config: Config, key: jax.Array, codebook: jax.Array) -> MeBT:
+    """A model at its starting values; `codebook` [V, E] are the embeddings of the codes it is to predict."""
+    model = MeBT(config.transformer, num_codes=config.tokenizer.codes, grid=config.grid, rngs=nnx.Rngs(key))
+    if config.transformer.flavour == "modern":
+        start_locally(model, codebook, jax.random.fold_in(key, 1))
     return model
 
 
 def abstract_transformer(config: Config) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure and parameter shapes, without making any array."""
-    return nnx.split(nnx.eval_shape(lambda: new_transformer(config, nnx.Rngs(0))), nnx.Param)
+    return nnx.split(nnx.eval_shape(lambda: MeBT(config.transformer, num_codes=config.tokenizer.codes, grid=config.grid,
+                                                 rngs=nnx.Rngs(0))), nnx.Param)
 
 
 def load_transformer(config: Config, workdir: Path, mesh: Mesh, tokenizer_hash: str) -> TrainedTransformer:

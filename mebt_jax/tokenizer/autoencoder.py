@@ -2,8 +2,12 @@
 
 With `patch == (1, 1, 1)` it computes what the official 3D VQGAN computes (mebt/vqgan.py, the same as TATS). A larger
 patch folds pixels into channels before the first convolution and out of them after the last, so that the same network
-runs at a lower resolution, and adds a learned linear shortcut around it (after the residual autoencoding of DC-AE, Chen et al. 2024, whose
-shortcuts have no parameters): the network then only learns what a linear map of the pixels cannot do.
+runs at a lower resolution, and adds a learned linear shortcut around it (after the residual autoencoding of DC-AE, Chen et al.
+2024, whose shortcuts have no parameters). `fitting.py` starts the shortcuts at the principal components of the patches and the
+network in silence, so that it only learns what a linear map of the pixels cannot do.
+
+A patch of the whole compression makes the encoder pointwise: a code then follows from its own patch alone, and equal patches
+have equal codes whatever lies around them, which leaves the transformer less to guess.
 """
 
 import jax
@@ -19,8 +23,6 @@ from mebt_jax.tokenizer.norms import make_norm
 
 COLOURS = 3
 OUTPUT_GAIN = 0.1  # of the last convolution: an untrained decoder paints mid-grey instead of noise
-# Of the last convolution of the encoder beside a shortcut, which should lead at first.
-FEATURE_GAIN = 0.3
 
 
 class Tokenizer(nnx.Module):
@@ -31,12 +33,13 @@ class Tokenizer(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         strides = level_strides(config.compression, config.patch)
         top = config.hidden * 2**len(strides)
-        self.encoder = Encoder(config.hidden, config.patch, strides, config.norm, dtype=dtype, rngs=rngs)
+        kernel = (1, 1, 1) if config.patch == config.compression else (3, 3, 3)
+        self.encoder = Encoder(config.hidden, config.patch, strides, kernel, config.norm, dtype=dtype, rngs=rngs)
         folded = config.patch != (1, 1, 1)
-        gain = FEATURE_GAIN if folded else 1.0
-        self.to_features = SameConv3d(top, config.code_width, (1, 1, 1), dtype=dtype, gain=gain, rngs=rngs)
+        self.to_features = SameConv3d(top, config.code_width, (1, 1, 1), dtype=dtype, gain=0.0 if folded else 1.0, rngs=rngs)
         self.from_embeddings = SameConv3d(config.code_width, top, (1, 1, 1), dtype=dtype, rngs=rngs)
-        self.decoder = Decoder(config.hidden, config.patch, strides, config.norm, dtype=dtype, rngs=rngs)
+        self.decoder = Decoder(config.hidden, config.patch, strides, config.norm, gain=0.0 if folded else OUTPUT_GAIN,
+                               dtype=dtype, rngs=rngs)
         if folded:
             self.shortcut_in = shortcut(patch_channels(config.compression), config.code_width, dtype=dtype, rngs=rngs)
             self.shortcut_out = shortcut(config.code_width, patch_channels(config.compression), dtype=dtype, rngs=rngs)
@@ -100,10 +103,12 @@ def unfold_patches(x: jax.Array, patch: Size) -> jax.Array:
 class Encoder(nnx.Module):
     """[B, F, H, W, C] -> [B, T, H, W, hidden * 2^levels]; each level strides, doubles the channels and refines."""
 
-    def __init__(self, hidden: int, patch: Size, strides: tuple[Size, ...], norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.first = SameConv3d(patch_channels(patch), hidden, (3, 3, 3), dtype=dtype, rngs=rngs)
+    def __init__(self, hidden: int, patch: Size, strides: tuple[Size, ...], kernel: Size, norm: str, *, dtype: jnp.dtype,
+                 rngs: nnx.Rngs):
+        self.first = SameConv3d(patch_channels(patch), hidden, kernel, dtype=dtype, rngs=rngs)
         self.levels = nnx.List([
-            DownLevel(hidden * 2**i, hidden * 2**(i + 1), s, norm, dtype=dtype, rngs=rngs) for i, s in enumerate(strides)
+            DownLevel(hidden * 2**i, hidden * 2**(i + 1), s, kernel, norm, dtype=dtype, rngs=rngs)
+            for i, s in enumerate(strides)
         ])
         self.norm = make_norm(norm, hidden * 2**len(strides), dtype=dtype, rngs=rngs)
 
@@ -117,7 +122,8 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """[B, T, H, W, hidden * 2^levels] -> [B, F, H, W, C]; each level but the first halves the channels."""
 
-    def __init__(self, hidden: int, patch: Size, strides: tuple[Size, ...], norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, hidden: int, patch: Size, strides: tuple[Size, ...], norm: str, *, gain: float, dtype: jnp.dtype,
+                 rngs: nnx.Rngs):
         levels = len(strides)
         self.norm = make_norm(norm, hidden * 2**levels, dtype=dtype, rngs=rngs)
         # Note: the first level keeps its channels, the last ends at 2 * hidden (mebt/vqgan.py:330).
@@ -125,7 +131,7 @@ class Decoder(nnx.Module):
             UpLevel(hidden * 2**min(levels, levels - i + 1), hidden * 2**(levels - i), s, norm, dtype=dtype, rngs=rngs)
             for i, s in enumerate(strides)
         ])
-        self.last = SameConv3d(2 * hidden, patch_channels(patch), (3, 3, 3), dtype=dtype, gain=OUTPUT_GAIN, rngs=rngs)
+        self.last = SameConv3d(2 * hidden, patch_channels(patch), (3, 3, 3), dtype=dtype, gain=gain, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = jax.nn.silu(self.norm(x))
@@ -137,37 +143,38 @@ class Decoder(nnx.Module):
 class DownLevel(nnx.Module):
     """A (strided) convolution and a residual block."""
 
-    def __init__(self, inputs: int, outputs: int, strides: Size, norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.down = SameConv3d(inputs, outputs, level_kernel(strides), strides, dtype=dtype, rngs=rngs)
-        self.refine = ResidualBlock(outputs, norm, dtype=dtype, rngs=rngs)
+    def __init__(self, inputs: int, outputs: int, strides: Size, kernel: Size, norm: str, *, dtype: jnp.dtype,
+                 rngs: nnx.Rngs):
+        self.down = SameConv3d(inputs, outputs, level_kernel(strides, kernel), strides, dtype=dtype, rngs=rngs)
+        self.refine = ResidualBlock(outputs, kernel, norm, dtype=dtype, rngs=rngs)
 
 
 class UpLevel(nnx.Module):
     """A (strided) transposed convolution and two residual blocks."""
 
     def __init__(self, inputs: int, outputs: int, strides: Size, norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.up = SameConvTranspose3d(inputs, outputs, level_kernel(strides), strides, dtype=dtype, rngs=rngs)
-        self.refine1 = ResidualBlock(outputs, norm, dtype=dtype, rngs=rngs)
-        self.refine2 = ResidualBlock(outputs, norm, dtype=dtype, rngs=rngs)
+        self.up = SameConvTranspose3d(inputs, outputs, level_kernel(strides, (3, 3, 3)), strides, dtype=dtype, rngs=rngs)
+        self.refine1 = ResidualBlock(outputs, (3, 3, 3), norm, dtype=dtype, rngs=rngs)
+        self.refine2 = ResidualBlock(outputs, (3, 3, 3), norm, dtype=dtype, rngs=rngs)
 
 
 class ResidualBlock(nnx.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), all of one width."""
 
-    def __init__(self, channels: int, norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, kernel: Size, norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.norm1 = make_norm(norm, channels, dtype=dtype, rngs=rngs)
-        self.conv1 = SameConv3d(channels, channels, (3, 3, 3), dtype=dtype, rngs=rngs)
+        self.conv1 = SameConv3d(channels, channels, kernel, dtype=dtype, rngs=rngs)
         self.norm2 = make_norm(norm, channels, dtype=dtype, rngs=rngs)
-        self.conv2 = SameConv3d(channels, channels, (3, 3, 3), dtype=dtype, rngs=rngs)
+        self.conv2 = SameConv3d(channels, channels, kernel, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.conv1(jax.nn.silu(self.norm1(x)))
         return x + self.conv2(jax.nn.silu(self.norm2(y)))
 
 
-def level_kernel(strides: Size) -> Size:
-    """Kernel size of a level's own convolution: 4 on all axes if any is strided (official), else 3."""
-    return (3, 3, 3) if strides == (1, 1, 1) else (4, 4, 4)
+def level_kernel(strides: Size, kernel: Size) -> Size:
+    """Kernel size of a level's own convolution: 4 on all axes if any is strided (official), else that of its blocks."""
+    return kernel if strides == (1, 1, 1) else (4, 4, 4)
 
 
 def shortcut(inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:

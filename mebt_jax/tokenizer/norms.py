@@ -6,7 +6,9 @@ from flax import nnx
 
 
 def make_norm(kind: str, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
-    """The norm of `config.tokenizer.norm`: "group" or "batch"."""
+    """The norm of `config.tokenizer.norm`: "group", "batch" or "token"."""
+    if kind == "token":
+        return nnx.LayerNorm(channels, epsilon=1e-6, dtype=dtype, use_fast_variance=False, rngs=rngs)
     return group_norm(channels, dtype=dtype, rngs=rngs) if kind == "group" else BatchNorm(channels, dtype=dtype)
 
 

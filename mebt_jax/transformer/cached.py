@@ -25,7 +25,8 @@ def can_cache(model: MeBT) -> bool:
 def keys_and_values(model: MeBT, codes: jax.Array, positions: jax.Array) -> Cache:
     """What tokens offer to the latents: a cache of as many slots as there are `codes` and `positions`, int32 [B, S]."""
     tokens = model.embed_contexts(codes, positions)  # [B, S, D]
-    return tuple(_offered(stack, tokens) for stack in model.stacks)
+    angles = model.angles(contexts=positions)
+    return tuple(_offered(stack, tokens, None if angles is None else angles["contexts"]) for stack in model.stacks)
 
 
 def write(cache: Cache, slots: jax.Array, new: Cache) -> Cache:
@@ -56,19 +57,21 @@ def hidden_states(
     """
     tokens = model.embed_rest(target_positions)
     valid = {"targets": target_valid}
+    angles = model.angles(targets=target_positions)
     for stack, kept in zip(model.stacks, cache):
         if stack is model.stacks[-1] and stack.unit == ("decode",) and stack.repeats == 1:
             tokens, valid = tokens | {"targets": tokens["targets"][:, :asked]}, {"targets": target_valid[:, :asked]}
-        tokens = _run_stack(stack, kept, tokens, valid, context_valid)
+            angles = None if angles is None else angles | {"targets": angles["targets"][:, :asked]}
+        tokens = _run_stack(stack, kept, tokens, valid, angles, context_valid)
     return model.final_norm(tokens["targets"][:, :asked])
 
 
-def _offered(stack: Stack, tokens: jax.Array) -> tuple[tuple[jax.Array, jax.Array], ...]:
+def _offered(stack: Stack, tokens: jax.Array, angles: jax.Array | None) -> tuple[tuple[jax.Array, jax.Array], ...]:
     graphdef, params = nnx.split(stack.blocks)
 
     def of_unit(params: nnx.State) -> tuple[tuple[jax.Array, jax.Array], ...]:
         blocks = nnx.merge(graphdef, params)
-        return tuple(block.keys_and_values(tokens) for block, kind in zip(blocks, stack.unit) if kind == "encode")
+        return tuple(block.keys_and_values(tokens, angles) for block, kind in zip(blocks, stack.unit) if kind == "encode")
 
     if stack.repeats == 1:
         return jax.tree.map(lambda x: x[:, None], of_unit(params))
@@ -76,10 +79,11 @@ def _offered(stack: Stack, tokens: jax.Array) -> tuple[tuple[jax.Array, jax.Arra
 
 
 def _run_stack(stack: Stack, kept: tuple[tuple[jax.Array, jax.Array], ...], tokens: dict[str, jax.Array],
-               valid: dict[str, jax.Array], context_valid: jax.Array) -> dict[str, jax.Array]:
+               valid: dict[str, jax.Array], angles: dict[str, jax.Array] | None, context_valid: jax.Array) -> dict[str, jax.Array]:
     """Runs the repeats of a unit on latents [B, L, D] and targets [B, M, D]."""
     graphdef, params = nnx.split(stack.blocks)
     contexts = context_valid.shape[1]
+    latent_angles = None if angles is None else angles["latents"]
 
     def run_unit(tokens: dict[str, jax.Array], params_and_index: tuple[nnx.State, jax.Array]):
         params, index = params_and_index
@@ -89,9 +93,9 @@ def _run_stack(stack: Stack, kept: tuple[tuple[jax.Array, jax.Array], ...], toke
                 # One layer at a time is cut out of the cache; as an operand of the scan all layers would be copied.
                 key, value = (jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False)[:, :contexts]
                               for x in next(offers))
-                tokens = tokens | {"latents": block(tokens["latents"], key, value, context_valid)}
+                tokens = tokens | {"latents": block(tokens["latents"], key, value, context_valid, latent_angles)}
             else:
-                tokens = apply_block(block, kind, tokens, valid)
+                tokens = apply_block(block, kind, tokens, valid, angles)
         return tokens, None
 
     if stack.repeats == 1:

@@ -3,6 +3,8 @@
 `masking.split` makes the inputs, `loss` and the sampler turn the output into logits block by block.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,6 +12,7 @@ from flax import nnx
 from mebt_jax.config import TransformerConfig
 from mebt_jax.transformer.attention import dropout
 from mebt_jax.transformer.blocks import layer_norm, linear
+from mebt_jax.transformer.rotary import Grid, latent_angles, token_angles
 from mebt_jax.transformer.stack import Stack, find_units
 
 
@@ -20,8 +23,11 @@ class MeBT(nnx.Module):
     clip, also for the tokens of a shorter interval.
     """
 
-    def __init__(self, config: TransformerConfig, *, num_codes: int, num_positions: int, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, *, num_codes: int, grid: Grid, rngs: nnx.Rngs):
         self.dtype = jnp.dtype(config.dtype)
+        self.grid = grid
+        self.head_width = config.width // config.heads
+        self.rotary = config.flavour == "modern"
         self.num_layers = len(config.layers)
         self.embedding_dropout = config.embedding_dropout
 
@@ -29,7 +35,7 @@ class MeBT(nnx.Module):
             return nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, jnp.float32))
 
         self.token_embedding = table(num_codes, config.width)
-        self.position_embedding = table(num_positions, config.width)
+        self.position_embedding = table(math.prod(grid), config.width)
         self.mask_embedding = table(config.width)
         self.latents = table(config.latents, config.width)
         self.stacks = nnx.List([Stack(config, unit, repeats, rngs=rngs) for unit, repeats in find_units(config.layers)])
@@ -61,13 +67,14 @@ class MeBT(nnx.Module):
         """
         tokens = self._embed(context_codes, context_positions, target_positions, key)
         valid = {"contexts": context_valid, "targets": target_valid}
+        angles = self.angles(contexts=context_positions, targets=target_positions)
         layer_keys = None
         if key is not None:
             layer_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(self.num_layers))
         start = 0
         for stack in self.stacks:
             end = start + stack.repeats * len(stack.unit)
-            tokens = stack(tokens, valid, None if key is None else layer_keys[start:end])
+            tokens = stack(tokens, valid, angles, None if key is None else layer_keys[start:end])
             start = end
         return self.final_norm(tokens["targets"])
 
@@ -75,6 +82,15 @@ class MeBT(nnx.Module):
         """Logits [..., V], always float32, of hidden states [..., D]."""
         kernel = self.head.kernel[...].astype(self.dtype)
         return jnp.einsum("...d,dv->...v", hidden.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+
+    def angles(self, **positions: jax.Array) -> dict[str, jax.Array] | None:
+        """Angles [B, S, Dh / 2] of streams of tokens at flat positions int32 [B, S], and of the latents; None in `paper`."""
+        if not self.rotary:
+            return None
+        angles = {name: token_angles(where, self.grid, self.head_width) for name, where in positions.items()}
+        batch = next(iter(positions.values())).shape[0]
+        latents = latent_angles(self.latents.shape[0], self.grid, self.head_width)
+        return angles | {"latents": jnp.broadcast_to(latents, (batch, *latents.shape))}
 
     def embed_contexts(self, codes: jax.Array, positions: jax.Array) -> jax.Array:
         """Known tokens before the first block, from int32 [B, C] codes and flat positions: [B, C, D]."""

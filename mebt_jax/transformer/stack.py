@@ -53,7 +53,11 @@ class Stack(nnx.Module):
         self.blocks = create(rngs)
 
     def __call__(
-        self, tokens: dict[str, jax.Array], valid: dict[str, jax.Array], dropout_keys: jax.Array | None
+        self,
+        tokens: dict[str, jax.Array],
+        valid: dict[str, jax.Array],
+        angles: dict[str, jax.Array] | None,
+        dropout_keys: jax.Array | None,
     ) -> dict[str, jax.Array]:
         """Streams in, streams out (see `apply_block`); dropout_keys [repeats * len(unit)] or None."""
         graphdef, params = nnx.split(self.blocks)
@@ -65,7 +69,7 @@ class Stack(nnx.Module):
             params, keys = params_and_keys
             streams = fixed | carry
             for i, (block, kind) in enumerate(zip(nnx.merge(graphdef, params), self.unit)):
-                streams = apply_block(block, kind, streams, valid, None if keys is None else keys[i])
+                streams = apply_block(block, kind, streams, valid, angles, None if keys is None else keys[i])
             return {name: streams[name] for name in changing}, None
 
         if self.remat != "none":

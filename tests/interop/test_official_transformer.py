@@ -37,7 +37,7 @@ def official(request):
     vectors = load_vectors(request.param)
     config, weights = config_of(vectors), state_dict_of(vectors)
     model = nnx.eval_shape(lambda: MeBT(config, num_codes=weights["tok_emb.weight"].shape[0],
-                                        num_positions=weights["pos_emb"].shape[1], rngs=nnx.Rngs(0)))
+                                        grid=(weights["pos_emb"].shape[1], 1, 1), rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(model, nnx.Param)
     converted = transformer_from_official(weights, config)
     assert jax.tree.map(jnp.shape, converted) == jax.tree.map(lambda leaf: leaf.shape, params)

@@ -36,7 +36,7 @@ def test_counted_operations_are_those_of_the_compiler(kind, plain):
         hidden = cached.hidden_states(model, cache, valid[0], targets, valid[1], asked=SIZES.asked)
         return model.logits(hidden), cached.write(cache, new, cached.keys_and_values(model, new, new))
 
-    graphdef, params = nnx.split(nnx.eval_shape(lambda: MeBT(MODEL, num_codes=CODES, num_positions=TOKENS, rngs=nnx.Rngs(0))),
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: MeBT(MODEL, num_codes=CODES, grid=(8, 8, 8), rngs=nnx.Rngs(0))),
                                  nnx.Param)
     tokens = lambda count: jax.ShapeDtypeStruct((1, count), jnp.int32)  # noqa: E731
     cache = jax.eval_shape(lambda params: cached.keys_and_values(

@@ -31,7 +31,7 @@ TRANSFORMER = dataclasses.replace(BASE.transformer, layers=("encode", "latent") 
 
 def random_model(config=TRANSFORMER):
     """(graphdef, params) with weights large enough for codes to depend on each other."""
-    model = nnx.eval_shape(lambda: MeBT(config, num_codes=NUM_CODES, num_positions=NUM_TOKENS, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: MeBT(config, num_codes=NUM_CODES, grid=GRID, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(model, nnx.Param)
     rng = np.random.default_rng(0)
     return graphdef, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0.1, 0.4, leaf.shape), jnp.float32), params)

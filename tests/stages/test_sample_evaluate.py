@@ -33,7 +33,7 @@ def workdir(tmp_path_factory):
     tokenizer_params = jax.jit(lambda: nnx.state(Tokenizer(CONFIG.tokenizer, rngs=nnx.Rngs(0)), nnx.Param))()
     codebook = quantizers.init_codebook(CONFIG.tokenizer, jax.random.key(0))
     write_checkpoint(path, "tokenizer", tokenizer_params, codebook)
-    transformer_params = jax.jit(lambda: nnx.state(new_transformer(CONFIG, nnx.Rngs(1)), nnx.Param))()
+    transformer_params = jax.jit(lambda: nnx.state(new_transformer(CONFIG, jax.random.key(1), codebook.embeddings), nnx.Param))()
     write_checkpoint(path, "transformer", transformer_params, tokenizer=tokenizer_hash(tokenizer_params, codebook))
     sample.run(CONFIG, path)
     evaluate.run(CONFIG, path)

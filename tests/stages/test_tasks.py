@@ -39,7 +39,7 @@ def models():
     jax.config.update("jax_disable_most_optimizations", True)  # the time of this test is compilation
     tokenizer = nnx.split(Tokenizer(CONFIG.tokenizer, rngs=nnx.Rngs(0)), nnx.Param)
     codebook = quantizers.init_codebook(CONFIG.tokenizer, jax.random.key(0))
-    transformer = nnx.split(new_transformer(CONFIG, nnx.Rngs(1)), nnx.Param)
+    transformer = nnx.split(new_transformer(CONFIG, jax.random.key(1), codebook.embeddings), nnx.Param)
     noisy = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(2), x.shape) / 4, transformer[1])
     yield TrainedTokenizer(*tokenizer, codebook, content_hash="0"), TrainedTransformer(transformer[0], noisy, step=3)
     jax.config.update("jax_disable_most_optimizations", before)

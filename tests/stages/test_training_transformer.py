@@ -29,8 +29,9 @@ def train(steps, **overrides):
     mesh = mesh_lib.make_mesh(config.mesh)
     graphdef, abstract_params = stage.abstract_transformer(config)
     optimizer = make_optimizer(config.transformer.training, abstract_params)
+    codebook = jax.random.normal(jax.random.key(1), (16, 8))
     state, shardings = create_sharded(
-        lambda: new_state(nnx.state(stage.new_transformer(config, nnx.Rngs(0)), nnx.Param), optimizer, ema=True),
+        lambda: new_state(nnx.state(stage.new_transformer(config, jax.random.key(0), codebook), nnx.Param), optimizer, ema=True),
         mesh, config.runtime.fsdp_min_elements)
     (shape,) = all_shapes(config.masking, config.grid)
     step = jax.jit(functools.partial(stage.train_step, graphdef=graphdef, optimizer=optimizer, config=config.transformer,

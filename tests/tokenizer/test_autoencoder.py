@@ -83,6 +83,8 @@ def example():
     @jax.jit
     def run():
         tokenizer, codebook = build(CONFIG)
+        for silent in (tokenizer.to_features.kernel, tokenizer.decoder.last.kernel):  # no gradient passes a network so begun
+            silent[...] = 0.01 * jax.random.normal(jax.random.key(4), silent.shape)
         video = example_video(side=16)
         # Codes from the features, so that no clip is one code throughout: the norms would blow up its rounding errors.
         codebook = quantizers.init_from_features(codebook, tokenizer.encode(video), jax.random.key(3))
@@ -138,10 +140,18 @@ def test_folding_adds_a_linear_shortcut_that_carries_the_pixels_and_the_paper_ne
     config = dataclasses.replace(CONFIG, compression=(2, 4, 4), patch=(1, 1, 1))
     assert not hasattr(nnx.eval_shape(lambda: build(config)[0]), "shortcut_in")
     tokenizer, _ = build(dataclasses.replace(config, patch=(2, 2, 2)))
-    tokenizer.to_features.kernel[...] = jnp.zeros_like(tokenizer.to_features.kernel[...])  # only the shortcut is left
     video = example_video(batch=1)
     features = tokenizer.encode(video)
     np.testing.assert_allclose(tokenizer.encode(0.5 * video), 0.5 * features, atol=1e-6)
     # One patch of the full compression decides one feature, and no other.
     changed = tokenizer.encode(video.at[:, :2, :4, :4].add(0.1)) != features  # [1, 2, 2, 2, E]
     assert changed[0, 0, 0, 0].any() and changed.any(-1).sum() == 1
+
+
+@pytest.mark.parametrize("patch, alone", [((2, 4, 4), True), ((1, 2, 2), False)])
+def test_a_patch_of_the_whole_compression_decides_its_feature_alone(patch, alone):
+    tokenizer, _ = build(dataclasses.replace(CONFIG, patch=patch, norm="token"))
+    tokenizer.to_features.kernel[...] = 0.1 * jax.random.normal(jax.random.key(4), tokenizer.to_features.kernel.shape)
+    video = example_video(batch=1)
+    changed = jnp.abs(tokenizer.encode(video.at[:, :2, :4, :4].add(0.1)) - tokenizer.encode(video)).max(-1) > 1e-5
+    assert changed[0, 0, 0, 0] and (changed.sum() == 1) == alone

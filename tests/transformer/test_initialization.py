@@ -1,51 +1,64 @@
-"""Tables that know where tokens lie: neighbours are alike, all are distinct, and only positions and latents are touched."""
+"""The start of the `modern` flavour: heads look where they are told, values pass through, and like codes are alike."""
+
+import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from configs.base import get_config
 from mebt_jax.config import from_config_dict
-from mebt_jax.transformer import initialization
+from mebt_jax.transformer import initialization, rotary
 from mebt_jax.transformer.model import MeBT
 
-GRID = (4, 6, 5)
+GRID, HEADS, HEAD_WIDTH = (4, 5, 6), 3, 24
+CONFIG = dataclasses.replace(from_config_dict(get_config()).transformer, layers=("encode", "latent", "decode") * 2, heads=HEADS,
+                             width=HEADS * HEAD_WIDTH, latents=120, flavour="modern", dtype="float32")
+CODEBOOK = jnp.asarray(np.random.default_rng(0).normal(size=(7, 5)), jnp.float32).at[1].set(0.3).at[2].set(0.31)
 
 
-def test_neighbours_are_more_alike_than_distant_tokens_along_every_axis():
-    table = initialization.position_table(GRID, 96).reshape(*GRID, 96)
-    for axis in range(3):
-        line = np.moveaxis(table, axis, 0)[:, 1, 1]  # along one axis, the others fixed
-        distances = np.linalg.norm(line - line[0], axis=-1)
-        assert (distances[1] < distances[2:]).all()
+@pytest.fixture(scope="module")
+def model():
+    model = MeBT(CONFIG, num_codes=7, grid=GRID, rngs=nnx.Rngs(0))
+    initialization.start_locally(model, CODEBOOK, jax.random.key(1))
+    return model
 
 
-@pytest.mark.parametrize("width", [12, 20, 128])
-def test_scale_is_that_of_the_official_noise(width):
-    table = initialization.position_table((8, 16, 16), width)
-    used = table[:, :width // 6 * 6]
-    assert table.shape == (8 * 16 * 16, width) and not table[:, width // 6 * 6:].any()
-    assert np.sqrt(np.mean(used**2)) == pytest.approx(initialization.SCALE, rel=0.1)
+def test_each_decode_head_looks_at_its_own_neighbour(model):
+    everywhere = jnp.arange(120)[None]
+    centre = jnp.array([[np.ravel_multi_index((1, 2, 3), GRID)]])
+    tokens = rotary.token_angles(everywhere, GRID, HEAD_WIDTH)
+    seen = []
+    for repeat in range(2):
+        block = jax.tree.map(lambda x: x[repeat], nnx.to_pure_dict(nnx.state(model.stacks[0].blocks[2], nnx.Param)))
+        query = rotary.rotate(block["query"]["bias"].reshape(1, 1, HEADS, HEAD_WIDTH),
+                              rotary.token_angles(centre, GRID, HEAD_WIDTH))
+        key = rotary.rotate(jnp.broadcast_to(block["key"]["bias"].reshape(1, 1, HEADS, HEAD_WIDTH), (1, 120, HEADS, HEAD_WIDTH)),
+                            tokens)
+        scores = np.einsum("bqkd,bskd->ks", query, key)
+        found = np.stack(np.unravel_index(scores.argmax(1), GRID), axis=-1) - np.array([[1, 2, 3]])
+        seen += [tuple(step) for step in found]
+    # 120 latents on 120 cells: the spacing of the latents is one cell of the cube that has their volume.
+    spacing = np.array(GRID) / 120 ** (1 / 3)
+    assert seen == [tuple(np.rint(np.array(step) * spacing).astype(int)) for step in initialization.NEIGHBOURS[:6]]
 
 
-def test_latents_are_distinct_and_spread_over_the_whole_grid():
-    latents = initialization.latent_table(GRID, 64, 96)
-    positions = initialization.position_table(GRID, 96)
-    assert len(np.unique(latents.round(6), axis=0)) == 64
-    nearest = np.linalg.norm(latents[:, None] - positions, axis=-1).argmin(1)
-    assert len(set(nearest)) >= 40
-    assert all(len(set(index)) == size for index, size in zip(np.unravel_index(nearest, GRID), GRID))
+def test_values_pass_through_and_every_layer_differs(model):
+    for block in model.stacks[0].blocks:
+        for repeat in range(2):
+            through = block.value.kernel[...][repeat] @ block.output.kernel[...][repeat]
+            np.testing.assert_allclose(through, np.eye(HEADS * HEAD_WIDTH), atol=1e-5)
+        assert not np.allclose(block.value.kernel[...][0], block.value.kernel[...][1], atol=0.1)
 
 
-def test_only_positions_and_latents_change():
-    config = get_config()
-    config.transformer.layers = ("encode", "decode")
-    config.transformer.update({"width": 24, "heads": 2, "latents": 8})
-    model = MeBT(from_config_dict(config).transformer, num_codes=7, num_positions=120, rngs=nnx.Rngs(0))
-    before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-    initialization.place_on_grid(model, GRID)
-    after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    changed = {name for name in before if not all(
-        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before[name]), jax.tree.leaves(after[name])))}
-    assert changed == {"position_embedding", "latents"}
+def test_codes_that_look_alike_start_alike():
+    looks = np.asarray(initialization.code_looks(CODEBOOK, 64, jax.random.key(0)))
+    distances = np.linalg.norm(looks[:, None] - looks, axis=-1) + np.where(np.eye(7), np.inf, 0)
+    assert np.unravel_index(distances.argmin(), distances.shape) in ((1, 2), (2, 1)) and np.mean(looks**2) == pytest.approx(1)
+
+
+def test_the_shapes_of_the_parameters_stay(model):
+    before = nnx.eval_shape(lambda: MeBT(CONFIG, num_codes=7, grid=GRID, rngs=nnx.Rngs(0)))
+    assert jax.tree.map(jnp.shape, nnx.state(model)) == jax.tree.map(jnp.shape, nnx.state(before))

@@ -16,7 +16,7 @@ from mebt_jax.transformer.model import MeBT
 CODES, WIDTH, TARGETS = 37, 8, 10
 CONFIG = dataclasses.replace(from_config_dict(get_config()).transformer, layers=(), width=WIDTH, heads=1, latents=1,
                              dtype="float32")
-GRAPHDEF, PARAMS = nnx.split(MeBT(CONFIG, num_codes=CODES, num_positions=TARGETS, rngs=nnx.Rngs(0)), nnx.Param)
+GRAPHDEF, PARAMS = nnx.split(MeBT(CONFIG, num_codes=CODES, grid=(TARGETS, 1, 1), rngs=nnx.Rngs(0)), nnx.Param)
 HIDDEN = 20 * jax.random.normal(jax.random.key(0), (2, TARGETS, WIDTH))
 TARGET_CODES = jax.random.randint(jax.random.key(1), (2, TARGETS), 0, CODES)
 TARGET_VALID = jnp.arange(TARGETS)[None] < jnp.array([[TARGETS], [7]])

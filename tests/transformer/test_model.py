@@ -16,12 +16,12 @@ from mebt_jax.transformer.model import MeBT
 BASE = from_config_dict(get_config()).transformer
 CONFIG = dataclasses.replace(BASE, layers=("encode", "decode", "update", "decode"), width=16, heads=2, latents=3,
                              dtype="float32", remat="none")
-CODES, POSITIONS = 11, 12
+CODES, GRID, POSITIONS = 11, (2, 3, 2), 12
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
-def abstract(config, codes=CODES, positions=POSITIONS):
-    model = nnx.eval_shape(lambda: MeBT(config, num_codes=codes, num_positions=positions, rngs=nnx.Rngs(0)))
+def abstract(config, codes=CODES, grid=GRID):
+    model = nnx.eval_shape(lambda: MeBT(config, num_codes=codes, grid=grid, rngs=nnx.Rngs(0)))
     return nnx.split(model, nnx.Param)
 
 
@@ -114,7 +114,7 @@ def test_flavours_share_parameters_but_not_results():
 
 def test_initial_values():
     config = dataclasses.replace(CONFIG, layers=("encode", "encode"))
-    create = jax.jit(lambda: nnx.state(MeBT(config, num_codes=CODES, num_positions=50, rngs=nnx.Rngs(0)), nnx.Param),
+    create = jax.jit(lambda: nnx.state(MeBT(config, num_codes=CODES, grid=(2, 5, 5), rngs=nnx.Rngs(0)), nnx.Param),
                      compiler_options=FAST_COMPILE)
     for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(create())):
         if path[-1].key in ("bias", "scale"):

@@ -52,7 +52,7 @@ def unrolled():
         for layer in range(REPEATS * len(UNIT)):
             repeat, i = divmod(layer, len(UNIT))
             block_params = jax.tree.map(lambda x: x[repeat], params["blocks"][i])
-            tokens = apply_block(nnx.merge(block_graphdef, block_params), UNIT[i], tokens, valid, keys[layer])
+            tokens = apply_block(nnx.merge(block_graphdef, block_params), UNIT[i], tokens, valid, None, keys[layer])
         return jnp.sum(tokens["targets"] ** 2 * valid["targets"][..., None])
 
     value_and_grad = jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1)), compiler_options=FAST_COMPILE)
@@ -66,7 +66,7 @@ def test_scan_and_remat_equal_the_plain_loop(remat):
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: Stack(config, UNIT, REPEATS, rngs=nnx.Rngs(0))))
 
     def loss_fn(params, tokens):
-        return jnp.sum(nnx.merge(graphdef, params)(tokens, valid, keys)["targets"] ** 2 * valid["targets"][..., None])
+        return jnp.sum(nnx.merge(graphdef, params)(tokens, valid, None, keys)["targets"] ** 2 * valid["targets"][..., None])
 
     value_and_grad = jax.value_and_grad(loss_fn, argnums=(0, 1))
     jaxpr = str(jax.make_jaxpr(value_and_grad)(params, tokens))

@@ -1,0 +1,93 @@
+"""Where tokenizer training starts: codes among the features of real clips, and folded tokenizers already fitted to them.
+
+A folded tokenizer (`config.tokenizer.patch`) has linear shortcuts from the pixels of a patch to its features and back. They
+start at the principal components of real patches and the codes at the centres that k-means finds among their features: what
+thousands of steps would otherwise be spent on is solved in seconds. The official network starts its codes at random features.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from mebt_jax.tokenizer import quantizers
+from mebt_jax.tokenizer.autoencoder import Tokenizer, fold_patches
+from mebt_jax.tokenizer.quantizers import Codebook
+
+FEATURES = 65_536  # tokens to fit to; the clips that hold them are `clips_needed`
+SEEDS = 16_384  # of these, how many the first centres are drawn from
+ROUNDS = 20  # of k-means
+
+
+def clips_needed(tokens: int, batch_size: int) -> int:
+    """Clips to fit to where each has this many tokens: a multiple of the batch size, so that they spread over the mesh."""
+    return batch_size * max(1, round(FEATURES / (tokens * batch_size)))
+
+
+def fit(tokenizer: Tokenizer, codebook: Codebook, video: jax.Array, key: jax.Array, *,
+        batch_size: int) -> tuple[Tokenizer, Codebook]:
+    """Start of the training on clips like these.
+
+    Args:
+        tokenizer: just made.
+        codebook: gives the number of codes.
+        video: [n, F, H, W, 3] in [-0.5, 0.5].
+        key: for the choice of first centres.
+        batch_size: clips per training step, which the running counts of the codebook refer to.
+    """
+    if tokenizer.patch == (1, 1, 1):
+        return tokenizer, quantizers.init_from_features(codebook, tokenizer.encode(video[:batch_size]), key)
+    fit_shortcuts(tokenizer, video)
+    features = tokenizer.encode(video)  # [n, T, H, W, E]
+    centres = cluster(features, codebook, key)  # [V, E]
+    codes = quantizers.nearest_codes(centres, features)
+    counts = quantizers.count_codes(codes, codebook.counts.size) * (batch_size / len(video))
+    return tokenizer, centres.replace(counts=counts, sums=counts[:, None] * centres.embeddings)
+
+
+def fit_shortcuts(tokenizer: Tokenizer, video: jax.Array) -> None:
+    """Sets the shortcuts in place so that they encode and decode `video` [n, F, H, W, 3] with the least squared error."""
+    patches = fold_patches(video, tokenizer.compression)  # [n, T, H, W, P]
+    mean = patches.mean(axis=(0, 1, 2, 3))  # [P]
+    centred = patches.reshape(-1, mean.size) - mean[None]  # [n T H W, P]
+    covariance = jnp.matmul(centred.T, centred, precision=lax.Precision.HIGHEST) / len(centred)
+    _, vectors = jnp.linalg.eigh(covariance)  # ascending
+    width = tokenizer.shortcut_in.bias.shape[0]  # E, which may exceed P
+    components = jnp.flip(vectors, axis=1)[:, :width]  # [P, min(E, P)]
+    components = jnp.pad(components, ((0, 0), (0, width - components.shape[1])))
+    tokenizer.shortcut_in.kernel[...] = components
+    tokenizer.shortcut_in.bias[...] = -mean @ components
+    tokenizer.shortcut_out.kernel[...] = components.T
+    tokenizer.shortcut_out.bias[...] = mean
+
+
+def cluster(features: jax.Array, codebook: Codebook, key: jax.Array) -> Codebook:
+    """Codebook whose embeddings are the k-means centres of features [..., E]; its counts and sums are not set."""
+    flat = features.reshape(-1, features.shape[-1])  # [n, E]
+    order_key, seed_key = jax.random.split(key)
+    some = flat[jax.random.permutation(order_key, len(flat))[:SEEDS]]
+    centres = first_centres(some, codebook.counts.size, seed_key)
+
+    def move(_, centres: jax.Array) -> jax.Array:
+        codes = quantizers.nearest_codes(codebook.replace(embeddings=centres), flat)  # [n]
+        counts = quantizers.count_codes(codes, len(centres))[:, None]  # [V, 1]
+        sums = jax.ops.segment_sum(flat, codes, len(centres))
+        return jnp.where(counts > 0, sums / jnp.maximum(counts, 1), centres)
+
+    return codebook.replace(embeddings=lax.fori_loop(0, ROUNDS, move, centres))
+
+
+def first_centres(features: jax.Array, number: int, key: jax.Array) -> jax.Array:
+    """`number` rows of features [n, E], each drawn in proportion to its squared distance from those before.
+
+    Arthur and Vassilvitskii 2007 (k-means++): rare patches far from all others get a code too. Where there are fewer different
+    rows than centres, rows repeat.
+    """
+    def draw(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        centres, distances = carry  # [number, E], [n] to the nearest centre so far
+        chosen = jax.random.categorical(jax.random.fold_in(key, i), jnp.log(distances + 1e-12))
+        centre = features[chosen]
+        return centres.at[i].set(centre), jnp.minimum(distances, jnp.square(features - centre[None]).sum(-1))
+
+    start = (jnp.zeros((number, features.shape[1])), jnp.ones(len(features)) * 1e12)
+    return lax.fori_loop(0, number, draw, start)[0]

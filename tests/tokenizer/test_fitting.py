@@ -1,0 +1,67 @@
+"""The start of a folded tokenizer: the best linear map, and codes among the features, rare ones too."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import base
+from mebt_jax import config as config_module
+from mebt_jax.tokenizer import fitting, quantizers
+from mebt_jax.tokenizer.autoencoder import Tokenizer
+
+CONFIG = dataclasses.replace(config_module.from_config_dict(base.get_config()).tokenizer, compression=(2, 2, 2),
+                             patch=(2, 2, 2), hidden=4, codes=6, code_width=24)
+
+
+def fitted(config, video):
+    @jax.jit
+    def fit(video):
+        tokenizer, codebook = Tokenizer(config, rngs=nnx.Rngs(0)), quantizers.init_codebook(config, jax.random.key(0))
+        tokenizer, codebook = fitting.fit(tokenizer, codebook, video, jax.random.key(1), batch_size=2)
+        return nnx.state(tokenizer, nnx.Param), codebook
+
+    params, codebook = fit(video)
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: Tokenizer(config, rngs=nnx.Rngs(0)))), params), codebook
+
+
+def test_the_linear_map_is_the_best_of_its_width():
+    rng = np.random.default_rng(0)
+    patches = rng.normal(size=(4, 8, 24)) * np.geomspace(1, 0.01, 24) @ np.linalg.qr(rng.normal(size=(24, 24)))[0] + 0.1
+    video = jnp.asarray(patches.reshape(4, 2, 2, 2, 2, 2, 2, 3).transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(4, 4, 4, 4, 3), jnp.float32)
+    values = np.linalg.svd((patches - patches.mean((0, 1))).reshape(-1, 24), compute_uv=False)
+    for width in (5, 30):
+        tokenizer, _ = fitted(dataclasses.replace(CONFIG, code_width=width), video)
+        error = float(jnp.square(tokenizer.decode(tokenizer.encode(video)) - video).sum())
+        assert error == pytest.approx(float(np.sum(values[width:] ** 2)), rel=1e-3, abs=1e-5)
+
+
+def test_every_kind_of_patch_gets_a_code_however_rare():
+    kinds = jax.random.uniform(jax.random.key(2), (6, 24), minval=-0.5, maxval=0.5)
+    which = np.zeros(512, int)
+    which[:5] = [1, 2, 3, 4, 5]  # each of them once among the many of kind 0
+    video = kinds[jnp.asarray(which)].reshape(8, 4, 4, 4, 2, 2, 2, 3).transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(8, 8, 8, 8, 3)
+    tokenizer, codebook = fitted(CONFIG, video)
+    codes = quantizers.nearest_codes(codebook, tokenizer.encode(video))
+    assert len(np.unique(codes)) == 6
+    np.testing.assert_allclose(tokenizer.decode(quantizers.lookup(codebook, codes)), video, atol=1e-3)
+    # The running counts are those of a batch of two of the eight clips.
+    np.testing.assert_allclose(np.sort(codebook.counts), np.sort(np.bincount(which)) / 4, rtol=1e-5)
+    np.testing.assert_allclose(codebook.sums / codebook.counts[:, None], codebook.embeddings, atol=1e-5)
+
+
+def test_the_official_network_starts_its_codes_at_features_of_one_batch():
+    config = dataclasses.replace(CONFIG, patch=(1, 1, 1))
+    video = jax.random.uniform(jax.random.key(3), (4, 4, 4, 4, 3))
+    before = jax.jit(lambda: nnx.state(Tokenizer(config, rngs=nnx.Rngs(0)), nnx.Param))()
+    tokenizer, codebook = fitted(config, video)
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(tokenizer, nnx.Param))
+    features = tokenizer.encode(video[:2]).reshape(-1, 24)
+    assert all(jnp.abs(features - code[None]).max(-1).min() < 1e-6 for code in codebook.embeddings)
+
+
+def test_enough_clips_for_the_mesh_to_share():
+    assert fitting.clips_needed(64, 16) == 1024 and fitting.clips_needed(8192, 6) == 6 and fitting.clips_needed(10**6, 4) == 4
