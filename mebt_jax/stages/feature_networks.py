@@ -64,16 +64,16 @@ def load_lpips(config: Config) -> Extractor | None:
 
 
 def _i3d(protocol: Protocol, config: Config) -> Extractor:
-    shortest = min([config.data.frames] + [config.evaluate.window] * (config.evaluate.window < config.data.frames))
-    if shortest < i3d.MIN_FRAMES:
-        raise UserError(f"Protocol {protocol.name} needs clips and windows of at least {i3d.MIN_FRAMES} frames, the least that "
-                        f"I3D takes, not {shortest}; raise config.data.frames and config.evaluate.window, or use "
-                        f"--config.evaluate.protocol={WEIGHT_FREE}.")
     if not config.evaluate.i3d:
         raise UserError(f"Protocol {protocol.name} compares Kinetics-400 logits of I3D, whose weights are not here: get "
                         f"i3d_pretrained_400.pt (docs/evaluation.md), run `python -m mebt_jax.interop.convert "
                         f"i3d_pretrained_400.pt --out DIR`, and pass --config.evaluate.i3d=DIR; without them "
                         f"--config.evaluate.protocol={WEIGHT_FREE} runs.")
+    shortest = min([config.data.frames] + [config.evaluate.window] * (config.evaluate.window < config.data.frames))
+    if shortest < i3d.MIN_FRAMES:
+        raise UserError(f"Protocol {protocol.name} needs clips and windows of at least {i3d.MIN_FRAMES} frames, the least that "
+                        f"I3D takes, not {shortest}; raise config.data.frames and config.evaluate.window, or use "
+                        f"--config.evaluate.protocol={WEIGHT_FREE}.")
     graphdef, state = folders.load_network(Path(config.evaluate.i3d), "i3d", epsilon=protocol.epsilon)
     return Extractor(f"I3D {checkpoints.content_hash(state)}, BatchNorm eps {protocol.epsilon:g}, {protocol.resize}",
                      lambda weights, video: i3d.i3d_logits(nnx.merge(graphdef, weights), video, resize_rule=protocol.resize),
