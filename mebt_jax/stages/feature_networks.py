@@ -10,7 +10,7 @@ from mebt_jax.config import Config
 from mebt_jax.errors import UserError
 from mebt_jax.interop import folders
 from mebt_jax.metrics import c3d, i3d, random_features
-from mebt_jax.metrics.extraction import Extractor, windowed, windows
+from mebt_jax.metrics.extraction import Extractor, mirrored, windowed, windows
 from mebt_jax.metrics.protocols import WEIGHT_FREE, Protocol
 from mebt_jax.runtime import checkpoints
 from mebt_jax.stages.evaluated_clips import Networks
@@ -37,8 +37,10 @@ def with_windows(networks: Networks, config: Config) -> Networks:
     return networks | {"windows": windowed(networks["frechet"], config.data.frames, window, every)}
 
 
-def with_first_window(networks: Networks, config: Config) -> Networks:
-    """The networks, and "windows" for the first window alone, which is all that is needed of real clips."""
+def for_reals(networks: Networks, protocol: Protocol, config: Config) -> Networks:
+    """The networks as real clips need them: mirrored as the protocol says, and "windows" for the first window alone."""
+    if protocol.mirrored:
+        networks = networks | {"frechet": mirrored(networks["frechet"])}
     if "windows" not in with_windows(networks, config):
         return networks
     return networks | {"windows": windowed(networks["frechet"], config.evaluate.window, config.evaluate.window, 1)}

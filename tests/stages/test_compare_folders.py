@@ -56,7 +56,7 @@ def test_numbers_are_of_every_usable_clip_once_and_the_rest_is_listed(compared, 
     metrics = json.loads((compared / "metrics.json").read_text())
     distance = metrics["generated/frechet"]
     assert distance["count"] == 6 and distance["real_floor_count"] == 6
-    assert f"reals from {folders / 'real'}" in distance["protocol"] and "8 frames, N=6" in distance["protocol"]
+    assert f"reals: {folders / 'real'}, one clip per video" in distance["protocol"] and "8 frames, N=6" in distance["protocol"]
     assert {(entry["video"], entry["reason"]) for entry in metrics["skipped"]["generated"]} == {
         ("short", "is too short for 8 frames at stride 1"), ("large", "is 48x48, the others 32x32")}
     fakes = np.stack([FAKES[i]["video"][:8] for i in range(6)])
@@ -104,7 +104,7 @@ def test_page_holds_all_that_it_shows(compared):
 
 
 def test_real_clips_start_anywhere_generated_ones_at_the_first_frame(folders):
-    rule = compare_folders.ClipRule(8, 1, (32, 32), 32, "random", False)
+    rule = compare_folders.ClipRule(8, 1, (32, 32), 32, "random")
     videos = compare_folders.find(str(folders / "real"), "real")
     starts = []
     for video in videos:
