@@ -104,7 +104,7 @@ def window_curve(protocol: Protocol, fake: Mapping[str, np.ndarray], real: Mappi
     """
     if "windows" not in fake or min(len(fake["windows"]), len(real["windows"])) < 2:
         return {}
-    count = protocol.clips or min(len(fake["windows"]), len(real["windows"]))
+    count = min(protocol.clips or len(fake["windows"]), len(fake["windows"]), len(real["windows"]))
     first = real["windows"][:count, 0]
     values = [frechet_distance(fake["windows"][:count, w], first, protocol.unbiased) for w in range(fake["windows"].shape[1])]
     return {"over_time": {

@@ -26,7 +26,7 @@ from mebt_jax.runtime import mesh as mesh_lib, pictures, telemetry, workdir as w
 from mebt_jax.stages import feature_networks
 from mebt_jax.stages.evaluated_clips import Networks
 
-STAGE = "evaluate"
+FOLDER = "compare"  # below the work directory, beside the stages: the numbers of a run stay as they are
 PICTURED_CLIPS = 8
 RATE_TOLERANCE = 0.02
 
@@ -57,7 +57,7 @@ def wanted(config: Config) -> bool:
 
 
 def run(config: Config, workdir: Path) -> None:
-    """Writes metrics.json, report.html and contact_sheet.png below `<workdir>/evaluate`, and prints the table.
+    """Writes metrics.json, report.html and contact_sheet.png below `<workdir>/compare`, and prints the table.
 
     Raises:
         UserError: a folder is missing or empty, the two differ in size or frame rate, too few clips, no weights.
@@ -75,7 +75,7 @@ def run(config: Config, workdir: Path) -> None:
         check_frame_rates(real_videos, fake_videos)
 
     # ---- features ---------------------------------------------------------------------------------------------------
-    folder = workdir / STAGE / "features"
+    folder = workdir / FOLDER / "features"
     real = read_side(real_videos, rule, 2 * protocol.clips, feature_networks.for_reals(networks, protocol, config), config,
                      mesh, folder, "real clips")
     generated_rule = dataclasses.replace(rule, start="first")
@@ -90,8 +90,8 @@ def run(config: Config, workdir: Path) -> None:
         curve = results.window_curve(protocol, fake.features, real.features, config.evaluate, config.data.frames,
                                      reals(protocol, config))
         skipped = {"skipped": {"real": real.skipped, "generated": fake.skipped}}
-        workdir_lib.write_json(workdir / STAGE / "metrics.json", results.to_json(found) | curve | skipped)
-        show(config, workdir / STAGE, found, fake, real, generated_rule, rule, curve)
+        workdir_lib.write_json(workdir / FOLDER / "metrics.json", results.to_json(found) | curve | skipped)
+        show(config, workdir / FOLDER, found, fake, real, generated_rule, rule, curve)
 
 
 def find(folder: str, name: str) -> list[Video]:

@@ -49,7 +49,7 @@ def folders(tmp_path_factory):
 def compared(folders, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("compared")
     compare_folders.run(config_of(folders / "real", folders / "fake"), workdir)
-    return workdir / "evaluate"
+    return workdir / "compare"
 
 
 def test_numbers_are_of_every_usable_clip_once_and_the_rest_is_listed(compared, folders):
@@ -70,11 +70,11 @@ def test_numbers_are_of_every_usable_clip_once_and_the_rest_is_listed(compared, 
 def test_a_folder_against_itself_is_at_zero_and_features_are_not_computed_again(folders, tmp_path, monkeypatch):
     config = config_of(folders / "fake", folders / "fake", data__frames=8)
     compare_folders.run(config, tmp_path)
-    first = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())
+    first = json.loads((tmp_path / "compare" / "metrics.json").read_text())
     assert first["generated/frechet"]["value"] == pytest.approx(0.0, abs=1e-6)
     monkeypatch.setattr(extraction, "extract", None)
     compare_folders.run(config, tmp_path)
-    assert json.loads((tmp_path / "evaluate" / "metrics.json").read_text()) == first
+    assert json.loads((tmp_path / "compare" / "metrics.json").read_text()) == first
 
 
 class Page(HTMLParser):
@@ -142,4 +142,4 @@ def test_clips_brought_to_one_size_are_all_compared_and_the_table_is_printed(fol
     compare_folders.run(config_of(folders / "real", folders / "fake", evaluate__resolution=16), tmp_path)
     printed = capsys.readouterr().out
     assert "generated/frechet" in printed and "report.html" in printed
-    assert json.loads((tmp_path / "evaluate" / "metrics.json").read_text())["generated/frechet"]["count"] == 7
+    assert json.loads((tmp_path / "compare" / "metrics.json").read_text())["generated/frechet"]["count"] == 7
