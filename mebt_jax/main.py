@@ -39,7 +39,10 @@ def main(argv: list[str]) -> None:
     compiled = compilation.CompilationCounter()
     workdir_lib.claim(config, workdir)
 
-    if STAGE.value == "evaluate" and compare_folders.wanted(config):
+    if compare_folders.wanted(config):
+        if STAGE.value != "evaluate":
+            raise UserError("config.evaluate.real and config.evaluate.fake compare folders, which --stage=evaluate does; give it, "
+                            "or leave them empty.")
         compare_folders.run(config, workdir)
         return
 

@@ -44,6 +44,16 @@ def windowed(extractor: Extractor, frames: int, size: int, every: int) -> Extrac
     return Extractor(f"{extractor.name}, windows of {size} every {every} of {frames}", function, extractor.weights)
 
 
+def mirrored(extractor: Extractor) -> Extractor:
+    """Features of clips of which every second one in a batch is mirrored first."""
+
+    def function(weights: object, video: jax.Array) -> jax.Array:
+        odd = (jnp.arange(len(video)) % 2 == 1).reshape(-1, 1, 1, 1, 1)
+        return extractor.function(weights, jnp.where(odd, video[:, :, :, ::-1], video))
+
+    return Extractor(f"{extractor.name}, every second clip mirrored", function, extractor.weights)
+
+
 def compiled(extractor: Extractor, mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
     """Clips [B, F, H, W, 3] split over the mesh -> their features, on every device."""
     run = jax.jit(extractor.function, out_shardings=mesh_lib.replicated(mesh))

@@ -35,16 +35,15 @@ class Protocol:
         """Name of the distance; weight-free features never go by the name of FVD."""
         return "FVD" if self.network == "i3d" else "random-features Frechet distance (not FVD)"
 
-    def describe(self, count: int, frames: int, repeats: int, reals: str = "") -> str:
-        """The string that stands in every result file and plot: what was done, with N, and where the reals are from."""
+    def describe(self, count: int, frames: int, repeats: int, reals: str) -> str:
+        """The string that stands in every result file and plot: what was done, with N, and which clips the reals are."""
         if self.network == "i3d":
             features = f"I3D K400 logits, BatchNorm eps {self.epsilon:g}, {self.resize} bilinear to 224"
         else:
             features = "random 3D convolutions"
         covariance = "N-1" if self.unbiased else "N"
         return (f"{self.name}: {self.measure}, {features}, covariance over {covariance}, {frames} frames, N={count} a side, "
-                f"{repeats} repeat{'s' * (repeats != 1)}, one clip per real video at a {self.start} start, reals from "
-                f"{reals or self.reals}{', half of them mirrored' * self.mirrored}")
+                f"{repeats} repeat{'s' * (repeats != 1)}, reals: {reals}{', half of them mirrored' * self.mirrored}")
 
 
 _MEBT = Protocol("mebt-paper", "i3d", epsilon=1e-5, clips=2048, repeats=10)

@@ -47,7 +47,7 @@ def mean(values: np.ndarray, definition: str) -> Result:
 
 
 def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real: np.ndarray | None, frames: int, what: str,
-              reals: str = "") -> dict[str, Result]:
+              reals: str) -> dict[str, Result]:
     """Frechet and kernel distance, precision, recall, density and coverage of generated against real features [., D].
 
     Args:
@@ -56,7 +56,7 @@ def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real
         other_real: more real features, disjoint from `real`, for the floor; see `statistics.distance`.
         frames: of the clips, for the string.
         what: of the generated clips, such as "generated"; starts the names, as in "generated/frechet".
-        reals: where the real clips are from, if not from the protocol's split.
+        reals: which clips the real ones are, for the string.
 
     Returns:
         By name; empty with fewer than two clips on a side.
@@ -94,7 +94,7 @@ def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real
 
 
 def window_curve(protocol: Protocol, fake: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray], config: EvaluateConfig,
-                 frames: int, reals: str = "") -> dict[str, Any]:
+                 frames: int, reals: str) -> dict[str, Any]:
     """The distance of each window of generated clips to the first window of real ones, as JSON; {} for short clips.
 
     Args:
@@ -104,7 +104,7 @@ def window_curve(protocol: Protocol, fake: Mapping[str, np.ndarray], real: Mappi
     """
     if "windows" not in fake or min(len(fake["windows"]), len(real["windows"])) < 2:
         return {}
-    count = protocol.clips or min(len(fake["windows"]), len(real["windows"]))
+    count = min(protocol.clips or len(fake["windows"]), len(fake["windows"]), len(real["windows"]))
     first = real["windows"][:count, 0]
     values = [frechet_distance(fake["windows"][:count, w], first, protocol.unbiased) for w in range(fake["windows"].shape[1])]
     return {"over_time": {
@@ -151,7 +151,7 @@ def mean(values: np.ndarray, definition: str) -> Result:
 
 
 def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real: np.ndarray | None, frames: int, what: str,
-              reals: str = "") -> dict[str, Result]:
+              reals: str) -> dict[str, Result]:
     """Frechet and kernel distance, precision, recall, density and coverage of generated against real features [., D].
 
     Args:
@@ -160,7 +160,7 @@ def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real
         other_real: more real features, disjoint from `real`, for the floor; see `statistics.distance`.
         frames: of the clips, for the string.
         what: of the generated clips, such as "generated"; starts the names, as in "generated/frechet".
-        reals: where the real clips are from, if not from the protocol's split.
+        reals: which clips the real ones are, for the string.
 
     Returns:
         By name; empty with fewer than two clips on a side.

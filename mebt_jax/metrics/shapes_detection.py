@@ -18,6 +18,7 @@ from mebt_jax.data.moving_shapes import BAR_COLOUR, COLOURS, KINDS, MovingShapes
 
 SIDE = 32  # pixels of a frame as it is looked at
 SCENES = 64  # clips of the world from which its sizes are read
+HIDDEN_SCENES = 256  # clips of the world from which it is read how often nothing is to be seen
 STEP = 0.5  # pixels between the places at which a shape is looked for
 MAPS_AT_ONCE = 32
 SEEN = 0.15  # share of a whole shape that must be in sight for its place to be measured
@@ -68,6 +69,13 @@ def world(side: int) -> World:
     forms = tuple((kind, radius) for radius in radii for kind in KINDS)
     templates = tuple(sure(paint(kind, radius, places, side)).reshape(len(places), -1) for kind, radius in forms)
     return World(side, forms, (min(widths), max(widths)), float(min(speeds)), places, templates)
+
+
+@functools.lru_cache(maxsize=4)
+def hidden_share(frames: int, shown: float) -> float:
+    """Share of the world's clips of `frames` frames in which no shape ever has more than the share `shown` in sight."""
+    source = MovingShapes(HIDDEN_SCENES, frames, SIDE, seed=0)
+    return float(np.mean([source.describe(i).visible.max() < shown for i in range(HIDDEN_SCENES)]))
 
 
 def paint(kind: str, radius: float, centres: np.ndarray, side: int) -> np.ndarray:

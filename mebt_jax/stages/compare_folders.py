@@ -26,7 +26,7 @@ from mebt_jax.runtime import mesh as mesh_lib, pictures, telemetry, workdir as w
 from mebt_jax.stages import feature_networks
 from mebt_jax.stages.evaluated_clips import Networks
 
-STAGE = "evaluate"
+FOLDER = "compare"  # below the work directory, beside the stages: the numbers of a run stay as they are
 PICTURED_CLIPS = 8
 RATE_TOLERANCE = 0.02
 
@@ -40,7 +40,6 @@ class ClipRule:
     size: tuple[int, int]  # (height, width) that every video must have; (0, 0): any
     side: int  # pixels of the square that its frames are brought to
     start: str  # "first" or "random"
-    mirrored: bool  # every second clip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,7 @@ def wanted(config: Config) -> bool:
 
 
 def run(config: Config, workdir: Path) -> None:
-    """Writes metrics.json, report.html and contact_sheet.png below `<workdir>/evaluate`, and prints the table.
+    """Writes metrics.json, report.html and contact_sheet.png below `<workdir>/compare`, and prints the table.
 
     Raises:
         UserError: a folder is missing or empty, the two differ in size or frame rate, too few clips, no weights.
@@ -71,15 +70,15 @@ def run(config: Config, workdir: Path) -> None:
     protocols.check_counts(protocol, real=len(real_videos), fake=len(fake_videos))
     networks = feature_networks.load(protocol, config)
     rule = ClipRule(config.data.frames, config.data.frame_stride, *common_size(real_videos, fake_videos, config),
-                    protocol.start, protocol.mirrored)
+                    protocol.start)
     if not config.evaluate.any_frame_rate:
         check_frame_rates(real_videos, fake_videos)
 
     # ---- features ---------------------------------------------------------------------------------------------------
-    folder = workdir / STAGE / "features"
-    real = read_side(real_videos, rule, 2 * protocol.clips, feature_networks.with_first_window(networks, config), config, mesh,
-                     folder, "real clips")
-    generated_rule = dataclasses.replace(rule, start="first", mirrored=False)
+    folder = workdir / FOLDER / "features"
+    real = read_side(real_videos, rule, 2 * protocol.clips, feature_networks.for_reals(networks, protocol, config), config,
+                     mesh, folder, "real clips")
+    generated_rule = dataclasses.replace(rule, start="first")
     fake = read_side(fake_videos, generated_rule, protocol.clips * protocol.repeats,
                      feature_networks.with_windows(networks, config), config, mesh, folder, "generated clips")
     protocols.check_counts(protocol, real=len(real.videos), fake=len(fake.videos))
@@ -89,10 +88,10 @@ def run(config: Config, workdir: Path) -> None:
     found = numbers(protocol, fake, real, config)
     if jax.process_index() == 0:
         curve = results.window_curve(protocol, fake.features, real.features, config.evaluate, config.data.frames,
-                                     config.evaluate.real)
+                                     reals(protocol, config))
         skipped = {"skipped": {"real": real.skipped, "generated": fake.skipped}}
-        workdir_lib.write_json(workdir / STAGE / "metrics.json", results.to_json(found) | curve | skipped)
-        show(config, workdir / STAGE, found, fake, real, generated_rule, rule, curve)
+        workdir_lib.write_json(workdir / FOLDER / "metrics.json", results.to_json(found) | curve | skipped)
+        show(config, workdir / FOLDER, found, fake, real, generated_rule, rule, curve)
 
 
 def find(folder: str, name: str) -> list[Video]:
@@ -201,7 +200,7 @@ def read_side(videos: list[Video], rule: ClipRule, limit: int, networks: Network
                         skipped.append({"video": video.name, "reason": str(clip)})
                         continue
                     used.append(video.name)
-                    yield clip[:, :, ::-1] if rule.mirrored and len(used) % 2 == 0 else clip
+                    yield clip
 
     def compute() -> dict[str, np.ndarray]:
         found = extraction.extract(list(networks.values()), read(), size, mesh)
@@ -222,11 +221,16 @@ def read_side(videos: list[Video], rule: ClipRule, limit: int, networks: Network
 # ---- numbers and page -----------------------------------------------------------------------------------------------------
 
 
+def reals(protocol: Protocol, config: Config) -> str:
+    """Which clips the real ones are."""
+    return f"{config.evaluate.real}, one clip per video at its {'first frame' if protocol.start == 'first' else 'random start'}"
+
+
 def numbers(protocol: Protocol, fake: Side, real: Side, config: Config) -> dict[str, results.Result]:
     count = protocol.clips or min(len(fake.videos), len(real.videos))
     rows = real.features["frechet"]
     found = results.distances(protocol, fake.features["frechet"], rows, rows[count:] if len(rows) >= 2 * count else None,
-                              config.data.frames, "generated", config.evaluate.real)
+                              config.data.frames, "generated", reals(protocol, config))
     if "inception" in real.features:
         found |= results.inception(fake.features["inception"], real.features["inception"])
     return found

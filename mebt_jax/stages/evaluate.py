@@ -27,6 +27,7 @@ from mebt_jax.stages.transformer import TokenizerOnMesh, TrainedTransformer, loa
 STAGE = "evaluate"
 PICTURED_CLIPS = 4
 PHYSICS_CLIPS = 32  # of each kind, on which the physics of moving shapes is measured
+HELD_OUT, TRAIN = "held-out, the middle of each record", "training, a random place in each record"
 UNPLOTTED = ("learning_rate", "gradient_norm", "interval", "l2", "commitment")  # curves.png of each stage has them all
 
 
@@ -55,7 +56,8 @@ def run(config: Config, workdir: Path) -> None:
     shapes = config.data.source == "moving_shapes"
     keep = PHYSICS_CLIPS if shapes else PICTURED_CLIPS
     count = max(config.evaluate.clips, protocol.clips)
-    measured = compiled_measure(feature_networks.with_first_window(networks, config), feature_networks.load_lpips(config), mesh)
+    real_networks = feature_networks.for_reals(networks, protocol, config)
+    measured = compiled_measure(real_networks, feature_networks.load_lpips(config), mesh)
     held_out = measure_clips(pixels, measured, pipeline.validation_batches(clip_sources, config, size, -(-count // size)),
                              len(clip_sources.validation), keep, "held-out clips")
     train_batches = islice(pipeline.train_batches(clip_sources, config, size), -(-count // size))
@@ -75,7 +77,7 @@ def run(config: Config, workdir: Path) -> None:
         physics, quality = physics_numbers(generated, held_out)
         found |= physics
     real_windows = {"windows": held_out.measures["windows/real"]} if "windows/real" in held_out.measures else {}
-    curve = results.window_curve(protocol, generated.features, real_windows, config.evaluate, config.data.frames, "validation")
+    curve = results.window_curve(protocol, generated.features, real_windows, config.evaluate, config.data.frames, HELD_OUT)
 
     # ---- results ----------------------------------------------------------------------------------------------------
     chosen = report.best_median_worst(quality, higher_is_better=True)
@@ -136,24 +138,24 @@ def unigram_numbers(held_out: np.ndarray, train: np.ndarray, num_codes: int) -> 
 def distance_numbers(protocol: Protocol, generated: GeneratedClips, held_out: MeasuredClips, train: MeasuredClips,
                      frames: int) -> dict[str, Result]:
     """Generated and reconstructed clips against real ones, and copies of training clips."""
-    real, other = (train, held_out) if protocol.reals == "train" else (held_out, train)
+    real, other, reals = (train, held_out, TRAIN) if protocol.reals == "train" else (held_out, train, HELD_OUT)
     fake = generated.features["frechet"]
     real_rows, other_rows = real.measures["frechet/real"], other.measures["frechet/real"]
     rebuilt = other.measures["frechet/rebuilt"]
-    found = results.distances(protocol, fake, real_rows, other_rows, frames, "generated")
+    found = results.distances(protocol, fake, real_rows, other_rows, frames, "generated", reals)
     if not found:
         return found
     # At the N of the generated clips, so that the two can be compared: what is left between them is the transformer's.
     count = next(iter(found.values())).estimate.count
     found |= {name: result for name, result in results.distances(
-        protocol, rebuilt[:count], real_rows[:count], other_rows[:count], frames, "reconstructed").items()
+        protocol, rebuilt[:count], real_rows[:count], other_rows[:count], frames, "reconstructed", reals).items()
         if name.endswith(("frechet", "kernel"))}
     own = held_out.measures["frechet/real"]
     paired = frechet_distance(held_out.measures["frechet/rebuilt"], own, protocol.unbiased)
     found["reconstructed/paired_frechet"] = Result(
         Estimate(paired, len(own), 1, real_floor=0.0, real_floor_count=len(own)),
         f"{protocol.measure} of held-out clips after the tokenizer and the same clips before it; on I3D features this is rFVD",
-        protocol.describe(len(own), frames, 1, "validation, paired"))
+        protocol.describe(len(own), frames, 1, f"{HELD_OUT}, each against itself"))
     share = neighbours.copied_share(fake, own, train.measures["frechet/real"])
     found["memorisation/close_share"] = Result(
         Estimate(share, len(fake), 1, real_floor=0.05, real_floor_count=len(own)),

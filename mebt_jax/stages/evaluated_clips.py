@@ -19,7 +19,7 @@ from mebt_jax.errors import UserError
 from mebt_jax.metrics import extraction, reconstruction
 from mebt_jax.metrics.extraction import Extractor
 from mebt_jax.runtime import mesh as mesh_lib, workdir as workdir_lib
-from mebt_jax.stages.sample import on_host
+from mebt_jax.runtime.mesh import on_host
 from mebt_jax.stages.transformer import TokenizerOnMesh
 
 

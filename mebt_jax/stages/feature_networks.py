@@ -10,7 +10,7 @@ from mebt_jax.config import Config
 from mebt_jax.errors import UserError
 from mebt_jax.interop import folders
 from mebt_jax.metrics import c3d, i3d, random_features
-from mebt_jax.metrics.extraction import Extractor, windowed, windows
+from mebt_jax.metrics.extraction import Extractor, mirrored, windowed, windows
 from mebt_jax.metrics.protocols import WEIGHT_FREE, Protocol
 from mebt_jax.runtime import checkpoints
 from mebt_jax.stages.evaluated_clips import Networks
@@ -37,8 +37,10 @@ def with_windows(networks: Networks, config: Config) -> Networks:
     return networks | {"windows": windowed(networks["frechet"], config.data.frames, window, every)}
 
 
-def with_first_window(networks: Networks, config: Config) -> Networks:
-    """The networks, and "windows" for the first window alone, which is all that is needed of real clips."""
+def for_reals(networks: Networks, protocol: Protocol, config: Config) -> Networks:
+    """The networks as real clips need them: mirrored as the protocol says, and "windows" for the first window alone."""
+    if protocol.mirrored:
+        networks = networks | {"frechet": mirrored(networks["frechet"])}
     if "windows" not in with_windows(networks, config):
         return networks
     return networks | {"windows": windowed(networks["frechet"], config.evaluate.window, config.evaluate.window, 1)}
@@ -64,16 +66,16 @@ def load_lpips(config: Config) -> Extractor | None:
 
 
 def _i3d(protocol: Protocol, config: Config) -> Extractor:
-    shortest = min([config.data.frames] + [config.evaluate.window] * (config.evaluate.window < config.data.frames))
-    if shortest < i3d.MIN_FRAMES:
-        raise UserError(f"Protocol {protocol.name} needs clips and windows of at least {i3d.MIN_FRAMES} frames, the least that "
-                        f"I3D takes, not {shortest}; raise config.data.frames and config.evaluate.window, or use "
-                        f"--config.evaluate.protocol={WEIGHT_FREE}.")
     if not config.evaluate.i3d:
         raise UserError(f"Protocol {protocol.name} compares Kinetics-400 logits of I3D, whose weights are not here: get "
                         f"i3d_pretrained_400.pt (docs/evaluation.md), run `python -m mebt_jax.interop.convert "
                         f"i3d_pretrained_400.pt --out DIR`, and pass --config.evaluate.i3d=DIR; without them "
                         f"--config.evaluate.protocol={WEIGHT_FREE} runs.")
+    shortest = min([config.data.frames] + [config.evaluate.window] * (config.evaluate.window < config.data.frames))
+    if shortest < i3d.MIN_FRAMES:
+        raise UserError(f"Protocol {protocol.name} needs clips and windows of at least {i3d.MIN_FRAMES} frames, the least that "
+                        f"I3D takes, not {shortest}; raise config.data.frames and config.evaluate.window, or use "
+                        f"--config.evaluate.protocol={WEIGHT_FREE}.")
     graphdef, state = folders.load_network(Path(config.evaluate.i3d), "i3d", epsilon=protocol.epsilon)
     return Extractor(f"I3D {checkpoints.content_hash(state)}, BatchNorm eps {protocol.epsilon:g}, {protocol.resize}",
                      lambda weights, video: i3d.i3d_logits(nnx.merge(graphdef, weights), video, resize_rule=protocol.resize),

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mebt_jax.config import MeshConfig
-from mebt_jax.metrics.extraction import Extractor, batches, cached, extract, windowed, windows
+from mebt_jax.metrics.extraction import Extractor, batches, cached, extract, mirrored, windowed, windows
 from mebt_jax.runtime.mesh import make_mesh
 
 CLIPS = np.random.default_rng(0).integers(0, 256, (11, 6, 4, 4, 3), dtype=np.uint8)
@@ -40,3 +40,10 @@ def test_features_are_computed_once_per_content(tmp_path):
         file.write_bytes(b"cut short")
     cached(tmp_path, ["a", 1], compute)
     assert len(calls) == 3
+
+
+def test_every_second_clip_is_mirrored():
+    first_column = Extractor("left", lambda weights, video: video[:, 0, 0, 0].astype(jnp.float32))
+    found = mirrored(first_column).function((), jnp.asarray(CLIPS))
+    expected = np.where(np.arange(11)[:, None] % 2, CLIPS[:, 0, 0, -1], CLIPS[:, 0, 0, 0])
+    np.testing.assert_array_equal(found, expected)

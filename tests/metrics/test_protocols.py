@@ -15,12 +15,13 @@ def test_the_paper_draws_its_reals_and_its_numbers_by_data_set_and_length():
 
 
 def test_every_choice_that_moves_the_number_shows_in_the_string():
-    texts = {protocol.describe(2048, 16, 1) for protocol in PROTOCOLS.values()}
+    texts = {protocol.describe(2048, 16, 1, "training") for protocol in PROTOCOLS.values()}
     assert len(texts) == len(PROTOCOLS)
-    text = PROTOCOLS["styleganv"].describe(2048, 16, 1)
-    for choice in ("styleganv", "FVD", "eps 0.001", "half_pixel", "covariance over N,", "16 frames", "N=2048", "from train, half"):
+    text = PROTOCOLS["styleganv"].describe(2048, 16, 1, "training")
+    for choice in ("styleganv", "FVD", "eps 0.001", "half_pixel", "covariance over N,", "16 frames", "N=2048",
+                   "reals: training, half"):
         assert choice in text
-    assert "not FVD" in PROTOCOLS[protocols.WEIGHT_FREE].describe(64, 16, 1)
+    assert "not FVD" in PROTOCOLS[protocols.WEIGHT_FREE].describe(64, 16, 1, "")
     assert not PROTOCOLS[protocols.WEIGHT_FREE].needs_weights and PROTOCOLS["tats"].needs_weights
 
 

@@ -102,6 +102,15 @@ def test_fragments_get_less_the_fewer_there_are():
     assert 0.95 > scores[0] > scores[1] + 0.1 > scores[2] + 0.2
 
 
+def test_clips_without_shapes_count_as_far_as_the_world_has_them():
+    background = np.broadcast_to(np.median(REAL, axis=(2, 3), keepdims=True), REAL.shape).astype(np.uint8)
+    barred = np.where((REAL == 128).all(axis=(1, 2, 4), keepdims=True), np.uint8(128), background)
+    expected = shapes_detection.hidden_share(FRAMES, 0.3) * CLIPS + 1
+    scores = physics(barred)
+    np.testing.assert_allclose(scores["shapes"], expected / CLIPS)
+    assert scores["score"].mean() < 0.4 and physics([*REAL, barred[0]])["score"].mean() > 0.98
+
+
 def test_clips_of_anything_else_get_scores_between_0_and_1():
     videos = [np.zeros((4, 32, 32, 3), np.uint8), np.full((1, 32, 32, 3), 128, np.uint8),
               np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), dtype=np.uint8)]

@@ -49,14 +49,14 @@ def folders(tmp_path_factory):
 def compared(folders, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("compared")
     compare_folders.run(config_of(folders / "real", folders / "fake"), workdir)
-    return workdir / "evaluate"
+    return workdir / "compare"
 
 
 def test_numbers_are_of_every_usable_clip_once_and_the_rest_is_listed(compared, folders):
     metrics = json.loads((compared / "metrics.json").read_text())
     distance = metrics["generated/frechet"]
     assert distance["count"] == 6 and distance["real_floor_count"] == 6
-    assert f"reals from {folders / 'real'}" in distance["protocol"] and "8 frames, N=6" in distance["protocol"]
+    assert f"reals: {folders / 'real'}, one clip per video" in distance["protocol"] and "8 frames, N=6" in distance["protocol"]
     assert {(entry["video"], entry["reason"]) for entry in metrics["skipped"]["generated"]} == {
         ("short", "is too short for 8 frames at stride 1"), ("large", "is 48x48, the others 32x32")}
     fakes = np.stack([FAKES[i]["video"][:8] for i in range(6)])
@@ -70,11 +70,11 @@ def test_numbers_are_of_every_usable_clip_once_and_the_rest_is_listed(compared, 
 def test_a_folder_against_itself_is_at_zero_and_features_are_not_computed_again(folders, tmp_path, monkeypatch):
     config = config_of(folders / "fake", folders / "fake", data__frames=8)
     compare_folders.run(config, tmp_path)
-    first = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())
+    first = json.loads((tmp_path / "compare" / "metrics.json").read_text())
     assert first["generated/frechet"]["value"] == pytest.approx(0.0, abs=1e-6)
     monkeypatch.setattr(extraction, "extract", None)
     compare_folders.run(config, tmp_path)
-    assert json.loads((tmp_path / "evaluate" / "metrics.json").read_text()) == first
+    assert json.loads((tmp_path / "compare" / "metrics.json").read_text()) == first
 
 
 class Page(HTMLParser):
@@ -104,7 +104,7 @@ def test_page_holds_all_that_it_shows(compared):
 
 
 def test_real_clips_start_anywhere_generated_ones_at_the_first_frame(folders):
-    rule = compare_folders.ClipRule(8, 1, (32, 32), 32, "random", False)
+    rule = compare_folders.ClipRule(8, 1, (32, 32), 32, "random")
     videos = compare_folders.find(str(folders / "real"), "real")
     starts = []
     for video in videos:
@@ -142,4 +142,4 @@ def test_clips_brought_to_one_size_are_all_compared_and_the_table_is_printed(fol
     compare_folders.run(config_of(folders / "real", folders / "fake", evaluate__resolution=16), tmp_path)
     printed = capsys.readouterr().out
     assert "generated/frechet" in printed and "report.html" in printed
-    assert json.loads((tmp_path / "evaluate" / "metrics.json").read_text())["generated/frechet"]["count"] == 7
+    assert json.loads((tmp_path / "compare" / "metrics.json").read_text())["generated/frechet"]["count"] == 7

@@ -53,7 +53,8 @@ def test_i3d_follows_the_protocol(i3d_weights):
     for name, epsilon in (("tats", "1e-05"), ("tf-reference", "0.001")):
         assert programs[name].out_avals[0].shape == (2, 400)
         assert epsilon in str(programs[name]) or f"{float(np.float32(float(epsilon)))}" in str(programs[name])
-    windows = feature_networks.with_windows({"frechet": networks["tats"]}, config_of(evaluate__window=12, evaluate__window_every=2))
+    short_windows = config_of(evaluate__window=12, evaluate__window_every=2)
+    windows = feature_networks.with_windows({"frechet": networks["tats"]}, short_windows)
     shape = jax.eval_shape(windows["windows"].function, networks["tats"].weights, jnp.asarray(VIDEO)).shape
     assert shape == (2, 3, 400)
 
