@@ -48,8 +48,8 @@ class Official:
         cls = import_transformer(checkout)
         settings = {
             "unconditional": True, "vocab_size": model["codes"], "first_stage_vocab_size": model["codes"], "block_size": tokens,
-            "n_layer": len(model["layers"]), "n_head": model["heads"], "n_embd": model["width"], "n_unmasked": 0, "embd_pdrop": 0,
-            "resid_pdrop": 0, "attn_pdrop": 0, "sample_every_n_latent_frames": 0, "first_stage_key": "video",
+            "n_layer": len(model["layers"]), "n_head": model["heads"], "n_embd": model["width"], "n_unmasked": 0,
+            "embd_pdrop": 0, "resid_pdrop": 0, "attn_pdrop": 0, "sample_every_n_latent_frames": 0, "first_stage_key": "video",
             "cond_stage_key": "label", "vtokens": True, "vtokens_pos": False, "vis_epoch": 50, "sos_emb": model["latents"],
             "avg_loss": True, "class_cond_dim": None, "mode": list(model["layers"])}
         mask = {"target": "mebt.mask_sampler.MaskGen", "params": {
@@ -85,8 +85,8 @@ class Official:
         if sample["bootstrap_steps"]:
             x, context, target = self.model.sample(x, None, 1.0, None, None, sample["bootstrap_steps"], strategy="bootstrap",
                                                    context_temperature=sample["choice_temperature"])
-        x = self.model.sample(x.reshape(batch, *self.grid), None, 1.0, sample["top_k"] or None, None, sample["draft_steps"], context,
-                              target, context_temperature=sample["choice_temperature"])[0]
+        x = self.model.sample(x.reshape(batch, *self.grid), None, 1.0, sample["top_k"] or None, None, sample["draft_steps"],
+                              context, target, context_temperature=sample["choice_temperature"])[0]
         self.model.draft_and_revise(x.reshape(batch, *self.grid), None, n_revise=sample["revise_partitions"],
                                     revise_t=sample["revise_temperature"], M=sample["revise_rounds"], skip_draft=True)
         return self.clock() - start

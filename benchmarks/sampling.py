@@ -33,7 +33,7 @@ from mebt_jax.sampling import cost, decode  # noqa: E402
 from mebt_jax.sampling.plan import BOOTSTRAP, DRAFT, REVISE, Pass, Plan, build_plan, programs, shared_sizes  # noqa: E402
 from mebt_jax.stages.transformer import abstract_transformer  # noqa: E402
 
-OFFICIAL_LAYERS = {"encode": "latent_enc", "latent": "latent_self", "decode": "latent_dec", "update": "lt2l", "maskgit": "maskgit"}
+OFFICIAL_LAYERS = {"encode": "latent_enc", "latent": "latent_self", "decode": "latent_dec", "update": "lt2l"}
 SHORT_LAYERS = ("encode", "latent") * 2 + ("encode",) + ("decode", "update") * 2 + ("decode",)
 
 
@@ -85,12 +85,12 @@ class OfficialProcess:
     def __init__(self, python: str, checkout: str, config: Config, threads: int) -> None:
         model = config.transformer
         described = {
-            "layers": [OFFICIAL_LAYERS[kind] for kind in model.layers], "width": model.width, "heads": model.heads, "threads": threads,
-            "latents": model.latents, "codes": config.tokenizer.codes, "grid": config.grid,
+            "layers": [OFFICIAL_LAYERS[kind] for kind in model.layers], "width": model.width, "heads": model.heads,
+            "threads": threads, "latents": model.latents, "codes": config.tokenizer.codes, "grid": config.grid,
             "device": "cpu" if jax.default_backend() == "cpu" else "cuda"}
         worker = str(Path(__file__).with_name("official_sampler.py"))
-        self._process = subprocess.Popen([python, "-W", "ignore", worker, checkout, json.dumps(described)], stdin=subprocess.PIPE,
-                                         stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen([python, "-W", "ignore", worker, checkout, json.dumps(described)],
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.shapes = self._answer()["shapes"]
 
     def ask(self, **request: object) -> dict:
@@ -133,7 +133,9 @@ def main() -> None:
     official = None
     if options.official:
         official = OfficialProcess(options.official_python, options.official, config, options.threads)
-        params = transformer_from_official({name: random_weight(name, tuple(shape)) for name, shape in official.shapes.items()}, model)
+        weights = {name: random_weight(name, tuple(shape)) for name, shape in official.shapes.items()}
+        params = transformer_from_official(weights, model)
+        del weights
     else:
         graphdef, abstract = abstract_transformer(config)
         params = jax.tree.map(lambda leaf: 0.02 * jax.random.normal(jax.random.key(0), leaf.shape), abstract)
@@ -146,9 +148,10 @@ def main() -> None:
         seconds, memory = measure(config, plan, ours, official, options)
         print(f"run {repeat}: seconds for {options.batch} clip(s), and peak memory beyond the weights")
         for name, value in seconds.items():
-            flops = options.batch * cost.plan_flops(model, config.tokenizer.codes, plan, plain=name != "ours", padded="ours" in name)
-            print(f"  {name:12s} {value:9.2f} s  {memory[name] / 2**20:6.2f} GiB  {100 * flops / value / peak:5.1f} % of the matmul peak  "
-                  f"{value / seconds['ours']:5.2f} times ours")
+            flops = options.batch * cost.plan_flops(model, config.tokenizer.codes, plan, plain=name != "ours",
+                                                    padded="ours" in name)
+            print(f"  {name:12s} {value:9.2f} s  {memory[name] / 2**20:6.2f} GiB  {100 * flops / value / peak:5.1f} % of the "
+                  f"matmul peak  {value / seconds['ours']:5.2f} times ours")
 
 
 def report_arithmetic(config: Config, plan: Plan, peak: float) -> None:
@@ -156,8 +159,8 @@ def report_arithmetic(config: Config, plan: Plan, peak: float) -> None:
     full, ours = count(plain=True, padded=False), count()
     print(f"{config.name}, {len(config.transformer.layers)} layers, {plan.num_tokens} tokens: {plan.num_passes} passes by "
           f"{len(programs(plan))} programs; largest matrix product of this machine {peak / 1e9:.1f} GFLOP/s")
-    print(f"  TFLOP per clip: {full:.1f} with everything computed anew, {count(padded=False):.1f} with what is needed, {ours:.1f} with "
-          f"padding: {100 * (1 - ours / full):.1f} % fewer")
+    print(f"  TFLOP per clip: {full:.1f} with everything computed anew, {count(padded=False):.1f} with what is needed, "
+          f"{ours:.1f} with padding: {100 * (1 - ours / full):.1f} % fewer")
 
 
 def matmul_peak(dtype: str) -> float:
@@ -199,8 +202,8 @@ def passes(config: Config, plan: Plan, ours: dict[str, Ours], official: Official
         one = plan.passes[index]
         for name in names:
             if name == "official":
-                answer = official.ask(do="one_pass", kind=one.kind, contexts=one.contexts, targets=one.targets, batch=options.batch,
-                                      top_k=plan.top_k if one.kind == DRAFT else 0)
+                answer = official.ask(do="one_pass", kind=one.kind, contexts=one.contexts, targets=one.targets,
+                                      batch=options.batch, top_k=plan.top_k if one.kind == DRAFT else 0)
                 timed[name][index], peak = answer["seconds"], answer["peak_kib"]
             else:
                 timed[name][index] = ours[name].one_pass(index)

@@ -155,7 +155,8 @@ def get_config() -> ConfigDict:
 
     config.sample = sample = ConfigDict()
     # "generate"; or with the videos of `input`: "predict" (after given_frames), "interpolate" (between given_frames and
-    # given_last_frames), "fill" (where `mask` is white), "edit" (draw `region` anew), "extend" (to `frames`; also without input).
+    # given_last_frames), "fill" (where `mask` is white), "edit" (draw `region` anew), "extend" (to `frames`, with input or
+    # without).
     sample.task = "generate"
     # Clips to make, the number of the first, and how many at a time over all devices. A clip follows from its number and
     # the seed, so any one can be made again alone; clip i takes the i-th video of `input`, and after the last the first again.

@@ -79,9 +79,10 @@ def check_batch(config: Config, plan: Plan, parameter_bytes: int, shards: int, l
     largest = max(0, limit - parameter_bytes) // each * shards
     if config.sample.batch_size > largest:
         mend = (f"the largest that should is {largest}" if largest else
-                f"not one does, as a clip takes about {each / 2**30:.1f} GiB beside the weights; use larger devices or bfloat16")
-        raise UserError(f"config.sample.batch_size {config.sample.batch_size} does not fit the {limit / 2**30:.1f} GiB of each of the "
-                        f"{shards} device(s): {mend}.")
+                f"not one does, as a clip takes about {each / 2**30:.1f} GiB beside the weights; use larger devices or "
+                f"bfloat16")
+        raise UserError(f"config.sample.batch_size {config.sample.batch_size} does not fit the {limit / 2**30:.1f} GiB of each "
+                        f"of the {shards} device(s): {mend}.")
 
 
 def device_bytes() -> int:

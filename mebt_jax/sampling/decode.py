@@ -206,7 +206,7 @@ def run_pass(graphdef: nnx.GraphDef, params: nnx.State, state: DecodeState, keys
 
 
 def in_part(noise: jax.Array, num_known: int, part: jax.Array, partitions: int) -> jax.Array:
-    """Bool [B, N] by slot: part `part` of the tokens not given, dealt to even parts by their noise [B, N] (mask_sampler.py:318)."""
+    """Bool [B, N] by slot: the tokens not given are dealt to even parts by their noise [B, N] (mask_sampler.py:318)."""
     given = jnp.arange(noise.shape[1])[None] < num_known  # [1, N]
     ranks = _ranks(jnp.where(given, jnp.inf, noise))  # given tokens come last
     return (ranks % partitions == part) & ~given

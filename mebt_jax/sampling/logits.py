@@ -1,8 +1,9 @@
 """From logits to codes: temperature, top-k, top-p and the draw itself. The decoder calls this block by block.
 
 All arithmetic is float32. Every draw takes explicit keys, one per token, so a token's noise depends on its clip, pass and
-position only, never on how many other tokens are predicted beside it. Noise is made for few codes: with top-k for the k that are left,
-else first for groups of codes and then inside the group drawn, which is the same distribution at a fraction of the random numbers.
+position only, never on how many other tokens are predicted beside it. Noise is made for few codes: with
+top-k for the k that are left, else first for groups of codes and then inside the group drawn, which is the same distribution
+at a fraction of the random numbers.
 """
 
 import math

@@ -37,12 +37,12 @@ class Task:
             UserError: it does not, or has another size.
         """
         if video.dtype != np.uint8 or video.shape[1:] != (*self.drawn.shape[1:], 3) or not len(video):
-            raise UserError(f"A video is {video.dtype} {video.shape}, but clips are uint8 {(*self.drawn.shape, 3)}; resize it, for "
-                            f"instance with sampling.tasks.read_clip.")
+            raise UserError(f"A video is {video.dtype} {video.shape}, but clips are uint8 {(*self.drawn.shape, 3)}; resize "
+                            f"it, for instance with sampling.tasks.read_clip.")
         video = video[:len(self.drawn)]
         if self.shows_drawn and len(video) < len(self.drawn) or not self.drawn[len(video):].all():
-            raise UserError(f"A video has {len(video)} frames, but the task {self.name} is given later frames of {len(self.drawn)}; "
-                            f"use a longer one.")
+            raise UserError(f"A video has {len(video)} frames, but the task {self.name} is given later frames of "
+                            f"{len(self.drawn)}; use a longer one.")
         video = np.pad(video, ((0, len(self.drawn) - len(video)), (0, 0), (0, 0), (0, 0)), mode="edge")
         return video if self.shows_drawn or self.drawn.all() else replace_by_nearest(video, self.drawn)
 
@@ -85,8 +85,8 @@ def edit(config: Config, region: tuple[int, int, int, int, int, int]) -> Task:
     size = _size(config)
     starts, ends = region[::2], region[1::2]
     if not all(0 <= start < end <= most for start, end, most in zip(starts, ends, size)):
-        raise UserError(f"config.sample.region is {tuple(region)}, but must be (first frame, end, top, bottom, left, right) within "
-                        f"{size[0]} frames of {size[1]}x{size[2]}, each end above its start.")
+        raise UserError(f"config.sample.region is {tuple(region)}, but must be (first frame, end, top, bottom, left, right) "
+                        f"within {size[0]} frames of {size[1]}x{size[2]}, each end above its start.")
     drawn = np.zeros(size, bool)
     drawn[tuple(slice(start, end) for start, end in zip(starts, ends))] = True
     return dataclasses.replace(_task("edit", config, drawn), shows_drawn=True)
@@ -150,8 +150,8 @@ def read_mask(path: Path, resolution: int) -> np.ndarray:
             raise UserError(f"The mask {path} cannot be read ({error}); save it with numpy.save.") from error
     image = clips.decode_image(path.read_bytes()) if path.is_file() else None
     if image is None:
-        raise UserError(f"config.sample.mask is {str(path)!r}, which is neither a .npy file nor an image; the task fill needs one "
-                        f"that marks what to fill.")
+        raise UserError(f"config.sample.mask is {str(path)!r}, which is neither a .npy file nor an image; the task fill needs "
+                        f"one that marks what to fill.")
     return clips.square(image, resolution)[..., 0] > 127
 
 
@@ -210,8 +210,9 @@ def _after(name: str, config: Config, frames: int) -> Task:
 def _check_frames(config: Config, frames: int, field: str, most: int) -> None:
     step = config.tokenizer.compression[0]
     if not 0 < frames <= most:
-        raise UserError(f"config.sample.{field} is {frames}, but must be from {step} to {most}, as a clip has {config.data.frames} "
-                        f"frames.")
+        raise UserError(f"config.sample.{field} is {frames}, but must be from {step} to {most}, as a clip has "
+                        f"{config.data.frames} frames.")
     if frames % step:
         near = max(step, round(frames / step) * step)
-        raise UserError(f"config.sample.{field} is {frames}, but a token stands for {step} frames; use a multiple, such as {near}.")
+        raise UserError(f"config.sample.{field} is {frames}, but a token stands for {step} frames; use a "
+                        f"multiple, such as {near}.")

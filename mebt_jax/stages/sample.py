@@ -1,4 +1,4 @@
-"""Fourth stage: draws clips for a task with the trained transformer and tokenizer, and writes them for people and for `evaluate`."""
+"""Fourth stage: draws clips for a task with the trained models, and writes them for people and for `evaluate`."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ def run(config: Config, workdir: Path) -> None:
         UserError: the mesh, the batch size, the task, an input or a checkpoint do not fit.
     """
     sampler = Sampler.from_workdir(config, workdir)
-    config = sampler.config
+    asked, config = config, sampler.config  # with the preset put in
     sample = config.sample
     directory = workdir / STAGE if sample.task == "generate" else workdir / STAGE / sample.task
 
@@ -55,8 +55,9 @@ def run(config: Config, workdir: Path) -> None:
     clear_other_settings(directory, identity(config, task, inputs) | hashes)
     missing = [number for number in numbers if not tokens_path(directory, number).exists()]
     named = f"preset {sample.preset}, " if sample.preset else ""
-    telemetry.say(f"{STAGE}: {sample.task}, {len(missing)} of {sample.clips} clips to make, {sample.batch_size} at a time; {named}"
-                  f"{sum(plan.num_passes for plan in plans)} passes each by {len(used_programs(plans))} compiled programs")
+    telemetry.say(f"{STAGE}: {sample.task}, {len(missing)} of {sample.clips} clips to make, {sample.batch_size} at a time; "
+                  f"{named}{sum(plan.num_passes for plan in plans)} passes each by {len(used_programs(plans))} "
+                  f"compiled programs")
 
     # ---- draw -------------------------------------------------------------------------------------------------------
     seconds: list[float] = []
@@ -88,7 +89,7 @@ def run(config: Config, workdir: Path) -> None:
     workdir_lib.write_json(directory / "manifest.json", manifest(config, plans, seconds) | hashes | {
         "transformer_step": sampler.transformer.step, "made": made})
     if sample.task == "generate":
-        workdir_lib.mark_done(config, workdir, STAGE, clips=sample.clips, **hashes)
+        workdir_lib.mark_done(asked, workdir, STAGE, clips=sample.clips, **hashes)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------------
@@ -199,7 +200,8 @@ def show_clips(sampler: Sampler, directory: Path, numbers: list[int], codes: np.
 
 def clip_record(config: Config, number: int, inputs: list[Video]) -> dict[str, Any]:
     """What makes one clip again: its number, its seed, its input, and the fields to set."""
-    record = {"clip": number, "seed": config.sample.seed, "again": f"--config.sample.first_clip={number} --config.sample.clips=1"}
+    record = {"clip": number, "seed": config.sample.seed,
+              "again": f"--config.sample.first_clip={number} --config.sample.clips=1"}
     return record | ({"input": inputs[number % len(inputs)].name} if inputs else {})
 
 

@@ -84,7 +84,7 @@ class Sampler:
         return self._draw(tasks.generate(self.config), None, clips=clips, **which)
 
     def predict(self, videos: Videos, frames: int, **which: int) -> Drawn:
-        """What may follow the first `frames` frames; `videos` as for all tasks: a path, or uint8 [F, H, W, 3], one or several."""
+        """What may follow the first `frames` frames of the videos, which are given as `read` takes them."""
         return self._draw(tasks.predict(self.config, frames), videos, **which)
 
     def interpolate(self, videos: Videos, first: int, last: int, **which: int) -> Drawn:
@@ -117,7 +117,7 @@ class Sampler:
             yield video
 
     def read(self, videos: Videos) -> list[np.ndarray]:
-        """Clips uint8 [F, H, W, 3] from a video file, a folder of frames or of videos, or arrays [F, H, W, 3] and [n, F, H, W, 3]."""
+        """Clips uint8 [F, H, W, 3] from a video file, a folder of frames or of videos, one such array, or several."""
         if isinstance(videos, (str, Path)):
             return [tasks.read_clip(video, self.config) for video in tasks.find_inputs(str(videos))]
         return [videos] if isinstance(videos, np.ndarray) and videos.ndim == 4 else list(videos)
@@ -136,8 +136,8 @@ class Sampler:
         """Codes of a batch of clips, still on the devices.
 
         Args:
-            numbers: [B] of the clips, a multiple of the mesh's data and fsdp axes (see `batches`); each clip is drawn by the seed
-                and its number, whatever stands beside it.
+            numbers: [B] of the clips, a multiple of the mesh's data and fsdp axes (see `batches`); each clip is drawn by the
+                seed and its number, whatever stands beside it.
             videos: uint8 [F, H, W, 3] for each, where the task is given anything.
             bar: moved on by each pass.
         """
@@ -203,7 +203,8 @@ class Sampler:
         with telemetry.progress_bar(task.name, len(batches) * self.plan(task).num_passes, 0) as bar:
             for chosen, seen in batches:
                 drawn = self.draw_batch(task, chosen, seen, seed=seed, bar=bar)
-                made.append([self.on_host(array) for array in (self.pixels.video(drawn.codes), drawn.codes, drawn.committed_at)])
+                arrays = (self.pixels.video(drawn.codes), drawn.codes, drawn.committed_at)
+                made.append([self.on_host(array) for array in arrays])
         return Drawn(numbers, *(np.concatenate(arrays)[:len(numbers)] for arrays in zip(*made)))
 
     def _decode(self, task: Task, keys: jax.Array, codes: jax.Array | None, bar: Any) -> decode.Decoded:
@@ -219,8 +220,8 @@ class Sampler:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             half = max(1, len(keys) // self._shards // 2) * self._shards
-            raise UserError(f"{len(keys)} clips at a time do not fit the devices' memory; set config.sample.batch_size to {half}."
-                            ) from error
+            raise UserError(f"{len(keys)} clips at a time do not fit the devices' memory; set config.sample.batch_size to "
+                            f"{half}.") from error
 
     def _keys(self, seed: int | None, numbers: Sequence[int]) -> jax.Array:
         (indices,) = mesh_lib.put_rows(self.mesh, np.asarray(numbers, np.int32))

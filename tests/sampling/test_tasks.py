@@ -1,7 +1,5 @@
 """What each task gives and hides, and the errors for what does not fit. Clips of 16 frames of 16x16, tokens of 4x4x4."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -65,7 +63,7 @@ def test_an_edit_shows_the_whole_video_and_a_prediction_its_last_frame_on():
     (lambda: tasks.predict(CONFIG, 8).visible(VIDEO[:, :8]), "clips are uint8"),
     (lambda: build_plan(CONFIG.sample, 64, 65), "65 tokens are given"),
     (lambda: tasks.find_inputs("no such folder"), "there is no video"),
-    (lambda: tasks.from_config(dataclasses.replace(CONFIG, sample=dataclasses.replace(CONFIG.sample, task="edit"))), "needs a video")])
+    (lambda: tasks.from_config(from_config_dict(tiny_config(sample__task="edit"))), "needs a video")])
 def test_what_does_not_fit_is_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()

@@ -145,8 +145,12 @@ def test_extend_streams_to_disk(program):
 def test_an_interrupted_run_goes_on_where_it_stopped(program, monkeypatch):
     settings = {"task": "predict", "given_frames": 8, "formats": ("mp4", "gif", "npz", "frames")}
     drawn = []
-    count = lambda self, task, numbers, *rest, **more: drawn.append(numbers) or whole(self, task, numbers, *rest, **more)  # noqa: E731
     whole = Sampler.draw_batch
+
+    def count(self, task, numbers, *rest, **more):
+        drawn.append(numbers)
+        return whole(self, task, numbers, *rest, **more)
+
     monkeypatch.setattr(Sampler, "draw_batch", count)
     folder = program(**settings)
     assert drawn == [[0, 1], [2, 2]]
