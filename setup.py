@@ -7,6 +7,7 @@ CORE = [
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
     "ml_collections>=1.1,<2",
+    "ml_dtypes>=0.5,<1",
     "tensorflow-datasets>=4.9.9,<5",
     "einops>=0.8,<0.9",
     "clu>=0.0.12,<0.1",

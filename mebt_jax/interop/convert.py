@@ -145,7 +145,8 @@ def convert_transformer(source: Source, also: Path | None, out: Path) -> tuple[l
                             f"transformer was trained on, or leave out --also.")
     else:
         say("  no tokenizer inside: give the one that this transformer was trained on with --also, or as "
-            "config.tokenizer.checkpoint later, where it cannot be checked")
+            "config.tokenizer.checkpoint later, where it cannot be checked; its compression is taken to be "
+            f"{settings_lib.PUBLISHED_COMPRESSION}")
     compression = settings.get("tokenizer.compression", settings_lib.PUBLISHED_COMPRESSION)
     ours = settings_lib.transformer_settings(source.arrays, source.hyper, compression)
     codes = features.shape_of(source.arrays, "tok_emb.weight")[0]

@@ -42,7 +42,11 @@ def load_network(path: Path, name: str, **changes: Any) -> tuple[nnx.GraphDef, n
     Raises:
         UserError: the folder does not hold it.
     """
-    folder = checkpoints.find_checkpoints(path, name)
+    folder = next((found for found in (path / name / "checkpoints", path / "checkpoints", path)
+                   if checkpoints.has_checkpoint(found)), None)
+    if folder is None or checkpoints.read_meta(folder).get("stage") != name:
+        raise UserError(f"There is no converted {name} in {path}; give the folder that `python -m mebt_jax.interop.convert` "
+                        f"wrote it to.")
     sizes = checkpoints.read_meta(folder)["sizes"]
     graphdef, state = nnx.split(nnx.eval_shape(lambda: NETWORKS[name](**sizes, **changes, rngs=nnx.Rngs(0))))
     return graphdef, read_back(folder, {"params": state})["params"]

@@ -86,7 +86,7 @@ def test_feature_networks_are_loaded_with_their_sizes(tmp_path):
     graphdef, state = load_network(tmp_path / "out", "c3d")
     logits = jax.jit(lambda state, video: c3d_logits(nnx.merge(graphdef, state), video))(state, vectors["video"])
     assert_close(logits, vectors["logits"], 1e-4)
-    with pytest.raises(UserError, match="There is no i3d checkpoint in"):
+    with pytest.raises(UserError, match="There is no converted i3d in"):
         load_network(tmp_path / "out", "i3d")
 
 
