@@ -1,4 +1,4 @@
-"""Moving shapes, 16 frames of 32x32, on a laptop: the whole pipeline on built-in data.
+"""Moving shapes, 16 frames of 64x64, on a laptop: the whole pipeline on built-in data.
 
     python -m mebt_jax.main --config=configs/demo.py
 """
@@ -12,34 +12,34 @@ def get_config() -> ConfigDict:
     config = base.get_config()
     config.name = "demo"
     config.data.source = "moving_shapes"
-    config.data.resolution = 32
+    config.data.resolution = 64
     config.data.frames = 16
     config.data.train_clips = 100_000
 
     # A patch of the whole compression: every convolution runs on the small latent grid, where a CPU is fast, and equal patches
     # have equal codes.
-    config.tokenizer.compression = (4, 8, 8)
-    config.tokenizer.patch = (4, 8, 8)
+    config.tokenizer.compression = (4, 16, 16)
+    config.tokenizer.patch = (4, 16, 16)
     config.tokenizer.norm = "token"
-    config.tokenizer.hidden = 32
+    config.tokenizer.hidden = 16
     config.tokenizer.codes = 512
     config.tokenizer.code_width = 64
     # A rare code occurs in one batch of many: it is restarted only when it has not been seen in hundreds of steps.
-    config.tokenizer.restart_threshold = 0.01
+    config.tokenizer.restart_threshold = 0.001
     config.tokenizer.l1_weight = 1.0
     config.tokenizer.l2_weight = 4.0
-    config.tokenizer.training.steps = 400
+    config.tokenizer.training.steps = 150
     config.tokenizer.training.batch_size = 16
     # The start is fitted to the data; a large rate would first undo it.
-    config.tokenizer.training.learning_rate = 5e-4
-    config.tokenizer.training.warmup_steps = 50
+    config.tokenizer.training.learning_rate = 3e-4
+    config.tokenizer.training.warmup_steps = 20
     config.tokenizer.training.decay = "cosine"
     config.tokenizer.training.beta1 = 0.9
     config.tokenizer.training.beta2 = 0.95
     config.tokenizer.training.ema_decay = 0.98
-    config.tokenizer.training.validate_every = 200
+    config.tokenizer.training.validate_every = 75
     config.tokenizer.training.validation_batches = 4
-    config.tokenizer.training.checkpoint_every = 200
+    config.tokenizer.training.checkpoint_every = 75
 
     config.transformer.layers = ("encode", "latent") * 2 + ("encode",) + ("decode", "update") * 2 + ("decode",)
     config.transformer.width = 128
@@ -48,27 +48,30 @@ def get_config() -> ConfigDict:
     config.transformer.flavour = "modern"
     config.transformer.dtype = "float32"
     config.transformer.remat = "none"
-    config.transformer.training.steps = 1_600
+    config.transformer.training.steps = 1_800
     config.transformer.training.batch_size = 32
     config.transformer.training.learning_rate = 2e-3
     config.transformer.training.warmup_steps = 100
     config.transformer.training.decay = "cosine"
     config.transformer.training.ema_decay = 0.99
-    config.transformer.training.validate_every = 800
+    config.transformer.training.validate_every = 900
     config.transformer.training.validation_batches = 4
     config.transformer.training.checkpoint_every = 400
     config.masking.interval_schedule = "longest"
     config.masking.splits = 2
 
     config.sample.clips = 16
-    config.sample.batch_size = 8
-    config.sample.draft_steps = 16
-    config.sample.choice_temperature = 4.0
+    config.sample.batch_size = 16
+    # One token at a time, in random order: by confidence, the draft would commit to empty background everywhere.
+    config.sample.order = "random"
+    config.sample.mask_schedule = "linear"
+    config.sample.draft_steps = 64
+    config.sample.temperature = 0.9
     config.sample.top_k = 0
     config.sample.bootstrap_steps = 0
-    config.sample.revise_rounds = 2
-    config.sample.revise_partitions = 4
-    config.sample.revise_temperature = 0.7
+    config.sample.revise_rounds = 4
+    config.sample.revise_partitions = 8
+    config.sample.revise_temperature = 0.5
     config.sample.frames_per_second = 8.0
     config.evaluate.clips = 64
     config.evaluate.window = 8
