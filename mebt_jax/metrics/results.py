@@ -84,11 +84,15 @@ def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real
                        "recall": f"share of real clips within reach of a {what} one",
                        "density": f"real clips within whose reach a {what} clip lies, over k = {NEIGHBOURS}; 1 if perfect",
                        "coverage": f"share of real clips that have a {what} clip within reach"}
+        errors: dict[str, float] = {}
+        if count // 2 > NEIGHBOURS:
+            halves = statistics.half_values(lambda x, y: dataclasses.astuple(manifold(y, x)), fake[:count], real[:count])
+            errors = dict(zip(shares, np.std(halves, axis=0).tolist()))
         for name, value in shares.items():
             floor = None
             if other_real is not None and len(other_real) >= count:
                 floor = getattr(manifold(real[:count], other_real[:count]), name)
-            estimate = Estimate(value, count, 1, real_floor=floor, real_floor_count=count)
+            estimate = Estimate(value, count, 1, errors.get(name), real_floor=floor, real_floor_count=count)
             found[f"{what}/{name}"] = Result(estimate, definitions[name], protocol.describe(count, frames, 1, reals))
     return found
 
@@ -127,83 +131,6 @@ def inception(fake: np.ndarray, real: np.ndarray) -> dict[str, Result]:
                         inception_score(real)[0], len(real))
     return {"generated/inception": Result(estimate, "Inception Score: C3D fine-tuned on UCF-101, first 16 frames, one split",
                                           f"tgan2: C3D UCF-101, N={len(fake)}, 1 split")}
-
-
-def to_json(self) -> dict[str, Any]:
-        """Plain fields; what is not defined is left out."""
-        fields = dataclasses.asdict(self.estimate) | {"definition": self.definition, "protocol": self.protocol}
-        if self.estimate.real_floor is None:
-            del fields["real_floor_count"]
-        return {name: value for name, value in fields.items() if value not in (None, "")}
-
-
-def number(value: float, definition: str, count: int) -> Result:
-    """A number without noise of its own, from `count` samples."""
-    return Result(Estimate(float(value), count, repeats=1), definition)
-
-
-def mean(values: np.ndarray, definition: str) -> Result:
-    """Mean over the finite ones of independent values [n]; not a number if there are none."""
-    values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values)]
-    value = float(values.mean()) if len(values) else float("nan")
-    return Result(Estimate(value, len(values), repeats=1, standard_error=statistics.standard_error(values)), definition)
-
-
-def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real: np.ndarray | None, frames: int, what: str,
-              reals: str) -> dict[str, Result]:
-    """Frechet and kernel distance, precision, recall, density and coverage of generated against real features [., D].
-
-    Args:
-        protocol: names every choice; its N, or as many as both sides have.
-        fake, real: rows by clip.
-        other_real: more real features, disjoint from `real`, for the floor; see `statistics.distance`.
-        frames: of the clips, for the string.
-        what: of the generated clips, such as "generated"; starts the names, as in "generated/frechet".
-        reals: which clips the real ones are, for the string.
-
-    Returns:
-        By name; empty with fewer than two clips on a side.
-    """
-    count = protocol.clips or min(len(fake), len(real))
-    if count < 2:
-        return {}
-
-    def frechet(x: np.ndarray, y: np.ndarray) -> float:
-        return frechet_distance(x, y, protocol.unbiased)
-
-    measured = {
-        "frechet": (frechet, True, f"{protocol.measure} of {what} and real clips"),
-        "kernel": (polynomial_mmd, False, f"unbiased polynomial MMD of the same features of {what} and real clips"
-                                          f"{' (KVD)' * (protocol.network == 'i3d')}"),
-    }
-    found = {}
-    for name, (measure, biased, definition) in measured.items():
-        estimate = statistics.distance(measure, fake, real, other_real, count, protocol.repeats, biased)
-        text = protocol.describe(count, frames, estimate.repeats, reals)
-        found[f"{what}/{name}"] = Result(estimate, definition, text)
-    if count > NEIGHBOURS:
-        shares = dataclasses.asdict(manifold(real[:count], fake[:count]))
-        definitions = {"precision": f"share of {what} clips within reach of a real one",
-                       "recall": f"share of real clips within reach of a {what} one",
-                       "density": f"real clips within whose reach a {what} clip lies, over k = {NEIGHBOURS}; 1 if perfect",
-                       "coverage": f"share of real clips that have a {what} clip within reach"}
-        for name, value in shares.items():
-            floor = None
-            if other_real is not None and len(other_real) >= count:
-                floor = getattr(manifold(real[:count], other_real[:count]), name)
-            estimate = Estimate(value, count, 1, real_floor=floor, real_floor_count=count)
-            found[f"{what}/{name}"] = Result(estimate, definitions[name], protocol.describe(count, frames, 1, reals))
-    return found
-
-
-def over_time(protocol: Protocol, fake: np.ndarray, real: np.ndarray) -> list[float]:
-    """Frechet distance of each window of generated features [n, windows, D] to the first window of real ones [m, windows, D].
-
-    Figure 7 of the paper shows this less its first value: how much worse a clip gets the longer it goes on.
-    """
-    count = protocol.clips or min(len(fake), len(real))
-    return [frechet_distance(fake[:count, w], real[:count, 0], protocol.unbiased) for w in range(fake.shape[1])]
 
 
 def to_json(results: Mapping[str, Result]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ distance that the project reports.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def distance(measure: Distance, fake: np.ndarray, real: np.ndarray, other_real: 
     return Estimate(value, count, len(sets), error, at_infinity, floor, floor_count)
 
 
-def half_values(measure: Distance, x: np.ndarray, y: np.ndarray, repeats: int = REPEATS) -> list[float]:
+def half_values(measure: Callable[[np.ndarray, np.ndarray], Any], x: np.ndarray, y: np.ndarray, repeats: int = REPEATS) -> list:
     """The measure between random halves of x and of y, drawn anew each time from a fixed seed."""
     rng = np.random.default_rng(SEED)
     return [measure(_half(x, rng), _half(y, rng)) for _ in range(repeats)]

@@ -158,7 +158,7 @@ def distance_numbers(protocol: Protocol, generated: GeneratedClips, held_out: Me
         protocol.describe(len(own), frames, 1, f"{HELD_OUT}, each against itself"))
     share = neighbours.copied_share(fake, own, train.measures["frechet/real"])
     found["memorisation/close_share"] = Result(
-        Estimate(share, len(fake), 1, real_floor=0.05, real_floor_count=len(own)),
+        Estimate(share, len(fake), 1, (share * (1 - share) / len(fake))**0.5, real_floor=0.05, real_floor_count=len(own)),
         f"share of generated clips nearer to one of {len(train.codes)} training clips than 95 % of the held-out clips are; "
         f"0.05 for a model that draws anew, 1 for one that recites")
     if "inception/real" in real.measures:
