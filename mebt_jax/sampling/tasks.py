@@ -54,7 +54,7 @@ def generate(config: Config) -> Task:
 
 def predict(config: Config, frames: int) -> Task:
     """All frames after the first `frames`."""
-    _check_frames(config, frames, "given_frames", most=config.data.frames - 1)
+    _check_frames(config, frames, "given_frames", most=config.data.frames - config.tokenizer.compression[0])
     return _after("predict", config, frames)
 
 
@@ -100,7 +100,7 @@ def first_window(config: Config, frames: int) -> Task:
 
 def continuation(config: Config, overlap: int) -> Task:
     """A window of `extend` after the first: all but its first `overlap` frames, which are the last of the window before."""
-    _check_frames(config, overlap, "overlap_frames", most=config.data.frames - 1)
+    _check_frames(config, overlap, "overlap_frames", most=config.data.frames - config.tokenizer.compression[0])
     return _after("extend", config, overlap)
 
 
@@ -118,7 +118,7 @@ def from_config(config: Config) -> Task:
     if sample.task == "interpolate":
         return interpolate(config, sample.given_frames, sample.given_last_frames)
     if sample.task == "fill":
-        return fill(config, read_mask(Path(sample.mask), config.data.resolution))
+        return fill(config, read_mask(sample.mask, config.data.resolution))
     if sample.task == "edit":
         return edit(config, sample.region)
     if sample.task == "extend" and sample.input:
@@ -137,12 +137,13 @@ def replace_by_nearest(video: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     return video[tuple(nearest)]
 
 
-def read_mask(path: Path, resolution: int) -> np.ndarray:
+def read_mask(name: str, resolution: int) -> np.ndarray:
     """Bool [F, H, W] or [H, W] from a .npy file, or [H, W] from an image that is white where to fill.
 
     Raises:
         UserError: it cannot be read.
     """
+    path = Path(name)
     if path.suffix.lower() == ".npy":
         try:
             return np.load(path, allow_pickle=False).astype(bool)
@@ -150,7 +151,7 @@ def read_mask(path: Path, resolution: int) -> np.ndarray:
             raise UserError(f"The mask {path} cannot be read ({error}); save it with numpy.save.") from error
     image = clips.decode_image(path.read_bytes()) if path.is_file() else None
     if image is None:
-        raise UserError(f"config.sample.mask is {str(path)!r}, which is neither a .npy file nor an image; the task fill needs "
+        raise UserError(f"config.sample.mask is {name!r}, which is neither a .npy file nor an image; the task fill needs "
                         f"one that marks what to fill.")
     return clips.square(image, resolution)[..., 0] > 127
 
