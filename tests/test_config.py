@@ -84,7 +84,7 @@ def test_unknown_field_names_the_nearest_valid_one():
     ("transformer", "heads", True, "config.transformer.heads must be of type int"),
     ("transformer", "heads", 7, "does not divide"),
     ("tokenizer", "norm", "batch", "statistics come with a converted official tokenizer"),
-    ("tokenizer", "norm", "layer", "must be one of group, batch"),
+    ("tokenizer", "norm", "layer", "must be one of group, token, batch"),
     ("transformer", "layers", ("encode", "decoder"), r"layers\[1\] is 'decoder', but must be one of encode"),
     ("transformer", "flavour", "papper", "must be one of paper, modern"),
     ("tokenizer", "compression", (4, 8), "must have 3 entries"),
