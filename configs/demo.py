@@ -48,15 +48,15 @@ def get_config() -> ConfigDict:
     config.transformer.flavour = "modern"
     config.transformer.dtype = "float32"
     config.transformer.remat = "none"
-    config.transformer.training.steps = 1_800
-    config.transformer.training.batch_size = 32
+    config.transformer.training.steps = 2_200
+    config.transformer.training.batch_size = 16
     config.transformer.training.learning_rate = 2e-3
     config.transformer.training.warmup_steps = 100
     config.transformer.training.decay = "cosine"
     config.transformer.training.ema_decay = 0.99
-    config.transformer.training.validate_every = 900
+    config.transformer.training.validate_every = 1_100
     config.transformer.training.validation_batches = 4
-    config.transformer.training.checkpoint_every = 400
+    config.transformer.training.checkpoint_every = 550
     config.masking.interval_schedule = "longest"
     config.masking.splits = 2
 
