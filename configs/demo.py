@@ -41,22 +41,22 @@ def get_config() -> ConfigDict:
     config.tokenizer.training.validation_batches = 4
     config.tokenizer.training.checkpoint_every = 75
 
-    config.transformer.layers = ("encode", "latent") * 2 + ("encode",) + ("decode", "update") * 2 + ("decode",)
+    config.transformer.layers = ("encode", "latent", "encode") + ("decode", "update") * 2 + ("decode",)
     config.transformer.width = 128
     config.transformer.heads = 4
-    config.transformer.latents = 64
+    config.transformer.latents = 48
     config.transformer.flavour = "modern"
     config.transformer.dtype = "float32"
     config.transformer.remat = "none"
-    config.transformer.training.steps = 2_200
-    config.transformer.training.batch_size = 16
+    config.transformer.training.steps = 2_000
+    config.transformer.training.batch_size = 32
     config.transformer.training.learning_rate = 2e-3
     config.transformer.training.warmup_steps = 100
     config.transformer.training.decay = "cosine"
     config.transformer.training.ema_decay = 0.99
-    config.transformer.training.validate_every = 1_100
+    config.transformer.training.validate_every = 1_000
     config.transformer.training.validation_batches = 4
-    config.transformer.training.checkpoint_every = 550
+    config.transformer.training.checkpoint_every = 500
     config.masking.interval_schedule = "longest"
     config.masking.splits = 2
 
@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
     config.sample.temperature = 0.9
     config.sample.top_k = 0
     config.sample.bootstrap_steps = 0
-    config.sample.revise_rounds = 4
+    config.sample.revise_rounds = 8
     config.sample.revise_partitions = 8
     config.sample.revise_temperature = 0.5
     config.sample.frames_per_second = 8.0

@@ -3,9 +3,8 @@
     python -m mebt_jax.main --config=configs/folder.py --config.data.path=DIR
 
 DIR holds mp4, mkv, avi, mov, webm or GIF files, folders of frames, or frame lists (docs/data.md). The sizes and steps are
-meant for a handful of scenes on 2 CPU cores, about 25 minutes by its step times there; for more videos raise
-config.tokenizer.training.steps, config.transformer.training.steps and config.transformer.width, and on several devices
-the batch sizes and config.mesh.data.
+meant for a handful of scenes on 2 CPU cores, where they learn them by heart; for more videos raise
+config.transformer.training.steps and config.transformer.width, and on several devices the batch sizes and config.mesh.data.
 """
 
 from ml_collections import ConfigDict
@@ -17,12 +16,14 @@ def get_config() -> ConfigDict:
     config = demo.get_config()
     config.name = "folder"
     config.data.source = "folder"
-    config.data.resolution = 64
 
     config.tokenizer.compression = (4, 8, 8)
-    config.tokenizer.patch = (4, 4, 4)
-    config.tokenizer.codes = 1024
-    config.tokenizer.training.steps = 2_000
+    config.tokenizer.patch = (4, 8, 8)
+    config.tokenizer.hidden = 32
+    config.tokenizer.codes = 4096
+    config.tokenizer.code_width = 128
+    config.tokenizer.training.steps = 300
 
     config.transformer.training.steps = 1_200
+    config.transformer.training.batch_size = 8
     return config

@@ -291,6 +291,9 @@ def _check_values(config: Config) -> None:
     if config.transformer.width % config.transformer.heads:
         raise UserError(f"config.transformer.width is {config.transformer.width}, which config.transformer.heads "
                         f"{config.transformer.heads} does not divide.")
+    if config.transformer.flavour == "modern" and config.transformer.width // config.transformer.heads < 6:
+        raise UserError(f"config.transformer.width is {config.transformer.width} for {config.transformer.heads} heads, but the "
+                        f"flavour 'modern' needs 6 channels a head, two for each axis; raise the width or lower the heads.")
     for name, training in (("tokenizer", config.tokenizer.training), ("transformer", config.transformer.training)):
         if training.batch_size < 1 or training.accumulation < 1 or training.batch_size % training.accumulation:
             raise UserError(f"config.{name}.training.batch_size is {training.batch_size}, which must be a positive multiple of "

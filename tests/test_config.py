@@ -102,6 +102,13 @@ def test_ill_typed_or_impossible_values_are_named(group, field, value, words):
         config_lib.from_config_dict(config)
 
 
+def test_rotary_positions_need_room_in_every_head():
+    config = base.get_config()
+    config.transformer.update({"flavour": "modern", "width": 16, "heads": 4})
+    with pytest.raises(UserError, match="'modern' needs 6 channels a head"):
+        config_lib.from_config_dict(config)
+
+
 def test_missing_field_is_named():
     config = base.get_config()
     del config.masking.splits

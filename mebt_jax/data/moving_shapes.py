@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 KINDS = ("circle", "square", "triangle")
-COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (60, 110, 250), "yellow": (240, 210, 40)}
+COLOURS = {"red": (230, 40, 40), "blue": (60, 110, 250), "yellow": (240, 210, 40)}
 BACKGROUNDS = ((16, 20, 56), (60, 20, 26))
 BAR_COLOUR = (128, 128, 128)
 

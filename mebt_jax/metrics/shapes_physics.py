@@ -1,6 +1,6 @@
 """How well clips of moving shapes keep to the laws of their world: coherence over time, measured where the truth is known.
 
-The world (data/moving_shapes.py) has one or two shapes of different colours that move straight on, bounce off the frame, and
+The world (data/moving_shapes.py) has two shapes of different colours that move straight on, bounce off the frame, and
 pass behind a bar, before a background that changes evenly. A clip is explained by the best such shapes (kind, colour, straight
 path with bounces, found from where each colour is seen), and each score says how much of the clip the explanation covers. Any
 uint8 clip can be scored; a real one gets about 1, and no score needs to know from which truth a clip was made.
