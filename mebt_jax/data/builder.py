@@ -57,22 +57,21 @@ def record_features(classes: Sequence[str]) -> tfds.features.FeaturesDict:
     })
 
 
-class VideoRecords(tfds.core.dataset_builder.FileReaderBuilder):
-    """The records of any folder of videos; the published sets derive from it (data/official.py)."""
+class Records(tfds.core.dataset_builder.FileReaderBuilder):
+    """Finished files of records, as the splits of a data set."""
 
     VERSION = tfds.core.Version(f"{LAYOUT}.0.0")
     # Where tfds would look for checksums of downloads, by way of a package that it does not install; there are none.
     code_path = None
-    description = "Videos of a folder, cut into runs of frames."
-    homepage = ""
+    description = homepage = ""
 
-    def __init__(self, data_dir: str, classes: Sequence[str], files: dict[str, list[RecordFile]]):
-        self._classes = classes
+    def __init__(self, data_dir: str, features: tfds.features.FeaturesDict, files: dict[str, list[RecordFile]]):
+        self._features = features
         self._files = files
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(builder=self, features=record_features(self._classes), description=self.description,
+        return tfds.core.DatasetInfo(builder=self, features=self._features, description=self.description,
                                      homepage=self.homepage or None)
 
     def _download_and_prepare(self, dl_manager: tfds.download.DownloadManager, download_config=None) -> None:
@@ -87,6 +86,12 @@ class VideoRecords(tfds.core.dataset_builder.FileReaderBuilder):
                                               num_bytes=sum(file.path.stat().st_size for file in files),
                                               filename_template=template))
         self.info.set_splits(tfds.core.splits.SplitDict(splits))
+
+
+class VideoRecords(Records):
+    """The records of any folder of videos; the published sets derive from it (data/official.py)."""
+
+    description = "Videos of a folder, cut into runs of frames."
 
 
 def place(source: Path, target: Path) -> None:

@@ -106,8 +106,8 @@ def unpack(archive: Path, folder: Path) -> None:
 def _unpack_rar(archive: Path, folder: Path) -> None:
     name = next((name for name in UNPACKERS if shutil.which(name)), None)
     if name is None:
-        raise UserError(f"{archive} needs one of the programs {', '.join(UNPACKERS)} to be unpacked; install one, or put what it "
-                        f"holds into {archive.parent}.")
+        raise UserError(f"{archive} needs one of the programs {', '.join(UNPACKERS)} to be unpacked; install one, or put what "
+                        f"it holds into {archive.parent}.")
     target = {"unrar": [f"{folder}/"], "bsdtar": ["-C", str(folder)], "7z": [f"-o{folder}"]}[name]
     done = subprocess.run([*UNPACKERS[name], str(archive.resolve()), *target], capture_output=True, text=True)
     if done.returncode:

@@ -76,14 +76,16 @@ def write_records(folder: Path, videos: Sequence[Video], settings: RecordSetting
         for name in splits:
             if not any(outcome["records"] for outcome in outcomes if outcome["split"] == name):
                 raise none_usable(splits[name], f"the {name} split of {settings.path}", skipped)
-        assemble(unfinished, splits, outcomes, facts["classes"], builder_class)
+        files = {name: [RecordFile(unfinished / "parts" / outcome["file"], outcome["records"]) for outcome in outcomes
+                        if outcome["split"] == name and outcome["records"]] for name in splits}
+        finish(unfinished, files, builder.record_features(facts["classes"]), builder_class)
         manifest = {"settings": dataclasses.asdict(settings), "listing": listing, "split": how, **facts,
                     **summarize(splits, outcomes), "skipped": skipped, "files": file_digests(unfinished)}
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        (unfinished / "listing").unlink()
-        shutil.rmtree(unfinished / "parts")
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
+        (folder / "listing").unlink()
+        shutil.rmtree(folder / "parts")
     return manifest
 
 
@@ -255,16 +257,14 @@ def replace_json(path: Path, value: Any) -> None:
 # ---- the result -----------------------------------------------------------------------------------------------------------
 
 
-def assemble(unfinished: Path, splits: Iterable[str], outcomes: Sequence[dict], classes: Sequence[str],
-             builder_class: type[VideoRecords]) -> None:
-    """Hands the files of the parts to the builder of the set."""
-    files = {split: [RecordFile(unfinished / "parts" / outcome["file"], outcome["records"]) for outcome in outcomes
-                     if outcome["split"] == split and outcome["records"]] for split in splits}
-    for earlier in unfinished.glob("*_records"):
+def finish(folder: Path, files: dict[str, list[RecordFile]], features: tfds.features.FeaturesDict,
+           builder_class: type[builder.Records]) -> None:
+    """Hands finished files to the builder of the set, which names them and writes its metadata below `folder`."""
+    for earlier in folder.glob("*_records"):
         shutil.rmtree(earlier)
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads, and there are none
-        builder_class(str(unfinished), classes, files).download_and_prepare()
+        builder_class(str(folder), features, files).download_and_prepare()
 
 
 def summarize(splits: Iterable[str], outcomes: Sequence[dict]) -> dict[str, Any]:

@@ -104,8 +104,11 @@ def open_sources(config: Config, workdir: Path) -> Sources:
 
 def records_folder(config: Config, workdir: Path) -> Path:
     """Where the records for these settings are or will be; other settings have another folder."""
-    parent = Path(config.data.prepared_dir) if config.data.prepared_dir else workdir / "data"
-    return parent / f"records_{config_lib.content_hash(_settings(config.data))}"
+    return prepared_folder(config, workdir) / f"records_{config_lib.content_hash(_settings(config.data))}"
+
+
+def prepared_folder(config: Config, workdir: Path) -> Path:
+    return Path(config.data.prepared_dir) if config.data.prepared_dir else workdir / "data"
 
 
 def find_folder(data: DataConfig, downloaded: Path, unpacked: Path) -> Path:
