@@ -72,6 +72,8 @@ def get_config() -> ConfigDict:
     data.record_frames = 256
     # Worker processes that decode; 0 decodes in threads of the main process.
     data.workers = 0
+    # Encode the set once with the tokenizer, and train the transformer from the stored tokens (docs/data.md).
+    data.tokens = False
     # Order of the clips, position of the crops, and the generated shapes all follow from this.
     data.seed = 0
 

@@ -45,6 +45,7 @@ class DataConfig:
     jpeg_quality: int
     record_frames: int
     workers: int
+    tokens: bool
     seed: int
 
 

@@ -23,6 +23,7 @@ STAGES = {"data": data.run, "tokenizer": tokenizer.run, "transformer": transform
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(); see configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything of this run goes; default runs/<config.name>.")
 STAGE = flags.DEFINE_enum("stage", "all", ["all", *STAGES], "Stage to run; all runs what is not done yet.")
+CHECK = flags.DEFINE_bool("check", False, "Verify the prepared records of this config, and do nothing else.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, where no launcher is detected.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Processes of this run, with --coordinator.")
 PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Number of this process, with --coordinator.")
@@ -35,6 +36,9 @@ def main(argv: list[str]) -> None:
     config = from_config_dict(CONFIG.value)
     workdir = Path(WORKDIR.value or Path("runs") / config.name)
     mesh.join_cluster(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    if CHECK.value:
+        data.check(config, workdir)
+        return
     compilation.enable_cache(config.runtime.compilation_cache)
     compiled = compilation.CompilationCounter()
     workdir_lib.claim(config, workdir)

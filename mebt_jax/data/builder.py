@@ -1,32 +1,26 @@
-"""From videos to records: checks them, splits them, and writes ArrayRecord files through tensorflow-datasets.
+"""The tensorflow-datasets builders: what a record holds, how a video is cut into records, and the files that they end up in.
 
-Runs once per data set, in the data stage; data/sources.py opens what it leaves. A record is a run of consecutive frames of
-one video as JPEG files, so that the pipeline decodes no more than the window that it uses.
+A record is a run of consecutive frames of one video as JPEG files, so that the pipeline decodes no more than the window that
+it uses. Record files are written in parallel by data/preparation.py; a builder takes them over under the names and with the
+metadata by which tensorflow-datasets finds them. No feature here needs TensorFlow to be written or read.
 """
 
-import contextlib
 import dataclasses
-import errno
-import hashlib
-import io
 import itertools
-import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from mebt_jax.data import clips, video_files
 from mebt_jax.data.video_files import BrokenVideo, Video
-from mebt_jax.errors import UserError
 
-MANIFEST = "manifest.json"
+LAYOUT = 2  # of the records; goes up when their features change, so that older ones are prepared anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,53 +35,104 @@ class RecordSettings:
     span: int  # consecutive frames that a clip reaches over; every such window lies whole in one record
     validation_fraction: float
     seed: int
+    layout: int = LAYOUT
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckedVideo:
-    video: Video
-    frames: int
-    frames_per_second: float
+class RecordFile:
+    """A finished file of records."""
+
+    path: Path
+    records: int
 
 
-class VideoRecords(tfds.core.GeneratorBasedBuilder):
-    """The records of a list of checked videos. No feature here needs TensorFlow to be written or read."""
+def record_features(classes: Sequence[str]) -> tfds.features.FeaturesDict:
+    """Of one record; `classes` are the names that videos are labelled with, if any."""
+    return tfds.features.FeaturesDict({
+        "frames": tfds.features.Sequence(tfds.features.Text()),  # JPEG files
+        "video": tfds.features.Text(),
+        "start": np.int64,  # first frame of the record, counted in the video
+        "frames_per_second": np.float32,  # 0 where unknown
+        "label": tfds.features.ClassLabel(names=list(classes)) if classes else np.int64,  # -1 where there is none
+    })
 
-    VERSION = tfds.core.Version("1.0.0")
+
+class Records(tfds.core.dataset_builder.FileReaderBuilder):
+    """Finished files of records, as the splits of a data set."""
+
+    VERSION = tfds.core.Version(f"{LAYOUT}.0.0")
     # Where tfds would look for checksums of downloads, by way of a package that it does not install; there are none.
     code_path = None
+    description = homepage = ""
 
-    def __init__(self, data_dir: str, splits: dict[str, list[CheckedVideo]], settings: RecordSettings):
-        self._splits = splits
-        self._settings = settings
+    def __init__(self, data_dir: str, features: tfds.features.FeaturesDict, files: dict[str, list[RecordFile]]):
+        self._features = features
+        self._files = files
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict({
-            "frames": tfds.features.Sequence(tfds.features.Text()),  # JPEG files
-            "video": tfds.features.Text(),
-            "start": np.int64,  # first frame of the record, counted in the video
-            "frames_per_second": np.float32,  # 0 where unknown
-        })
-        return tfds.core.DatasetInfo(builder=self, features=features)
+        return tfds.core.DatasetInfo(builder=self, features=self._features, description=self.description,
+                                     homepage=self.homepage or None)
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        del dl_manager
-        return {name: self._generate_examples(name) for name in self._splits}
+    def _download_and_prepare(self, dl_manager: tfds.download.DownloadManager, download_config=None) -> None:
+        """Names the finished files as shards of their splits; they stay where they are too, until all is done."""
+        del dl_manager, download_config
+        splits = []
+        for name, files in self._files.items():
+            template = self._get_filename_template(split_name=name)
+            for i, file in enumerate(files):
+                place(file.path, Path(template.sharded_filepath(shard_index=i, num_shards=len(files))))
+            splits.append(tfds.core.SplitInfo(name=name, shard_lengths=[file.records for file in files],
+                                              num_bytes=sum(file.path.stat().st_size for file in files),
+                                              filename_template=template))
+        self.info.set_splits(tfds.core.splits.SplitDict(splits))
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
-        settings = self._settings
-        for checked in tqdm(self._splits[split], desc=f"writing {split} records", unit="video"):
-            images = video_files.read_frames(checked.video, settings.resolution)
-            jpegs = (clips.encode_jpeg(image, settings.jpeg_quality) for image in images)
-            bounds = record_bounds(checked.frames, settings.span, settings.record_frames)
-            for start, frames in cut_records(jpegs, bounds):
-                yield f"{checked.video.name}@{start}", {
-                    "frames": frames,
-                    "video": checked.video.name,
-                    "start": start,
-                    "frames_per_second": checked.frames_per_second,
-                }
+
+class VideoRecords(Records):
+    """The records of any folder of videos; the published sets derive from it (data/official.py)."""
+
+    description = "Videos of a folder, cut into runs of frames."
+
+
+def place(source: Path, target: Path) -> None:
+    """The same file under a second name; a copy where the disk cannot do that."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def video_records(video: Video, settings: RecordSettings, label: int) -> tuple[int, Iterator[dict]]:
+    """(number of frames, records in order) of one video, decoded once and holding one record in memory.
+
+    The JPEG files of the whole video wait in a temporary file, since only at its end it is known that the video is whole and
+    how many records it makes: a video is used whole or not at all.
+
+    Raises:
+        BrokenVideo: it cannot be decoded to its end, or is shorter than a clip.
+    """
+    spool = tempfile.TemporaryFile()
+    sizes = []
+    for image in video_files.read_frames(video, settings.resolution):
+        content = clips.encode_jpeg(image, settings.jpeg_quality)
+        spool.write(content)
+        sizes.append(len(content))
+    if len(sizes) < settings.span:
+        raise BrokenVideo(too_short(len(sizes), settings.span))
+    rate = video_files.frames_per_second(video)
+
+    def records() -> Iterator[dict]:
+        with spool:
+            spool.seek(0)
+            jpegs = (spool.read(size) for size in sizes)
+            for start, frames in cut_records(jpegs, record_bounds(len(sizes), settings.span, settings.record_frames)):
+                yield {"frames": frames, "video": video.name, "start": start, "frames_per_second": rate, "label": label}
+
+    return len(sizes), records()
+
+
+def too_short(frames: int, span: int) -> str:
+    return f"has {frames} frames, but a clip reaches over {span}"
 
 
 def record_bounds(num_frames: int, span: int, record_frames: int) -> list[tuple[int, int]]:
@@ -113,105 +158,7 @@ def cut_records(frames: Iterator[bytes], bounds: Sequence[tuple[int, int]]) -> I
         yield start, list(held)
 
 
-def check_videos(videos: Sequence[Video], span: int) -> tuple[list[CheckedVideo], list[dict[str, str]]]:
-    """(videos that can be used, [{"video", "reason"}] of those that cannot), by decoding each of them once to its end."""
-
-    def check(video: Video) -> CheckedVideo | dict[str, str]:
-        try:
-            frames = video_files.count_frames(video)
-            if frames < span:
-                raise BrokenVideo(f"has {frames} frames, but a clip reaches over {span}")
-            return CheckedVideo(video, frames, video_files.frames_per_second(video))
-        except BrokenVideo as error:
-            return {"video": video.name, "reason": str(error)}
-
-    threads = ThreadPoolExecutor(os.cpu_count())
-    try:
-        results = list(tqdm(threads.map(check, videos), total=len(videos), desc="checking videos", unit="video"))
-    finally:
-        threads.shutdown(cancel_futures=True)  # or Ctrl-C would wait for all that are queued
-    usable = [result for result in results if isinstance(result, CheckedVideo)]
-    return usable, [result for result in results if not isinstance(result, CheckedVideo)]
-
-
-def split_videos(videos: Sequence[CheckedVideo], fraction: float, seed: int) -> tuple[dict[str, list[CheckedVideo]], str]:
-    """({"train": [...], "validation": [...]}, how it was split); a video is never in both.
-
-    The data set's own split is kept if it has videos on both sides (those it does not place go to training); else about
-    `fraction` of the videos, at least one, are held out in an order that follows from the seed and their names. A single
-    video can only train.
-    """
-    splits = {
-        "train": [v for v in videos if v.video.split != "validation"],
-        "validation": [v for v in videos if v.video.split == "validation"],
-    }
-    if all(splits.values()):
-        return splits, "as the data set gives it"
-    if len(videos) == 1:
-        return {"train": list(videos)}, "none: the one video is used for training and for validation"
-    order = sorted(videos, key=lambda v: hashlib.sha256(f"{seed}/{v.video.name}".encode()).digest())
-    held_out = min(max(1, round(fraction * len(videos))), len(videos) - 1)
-    return {"train": order[held_out:], "validation": order[:held_out]}, f"by video, {held_out} of {len(videos)} held out"
-
-
-def listing_hash(videos: Sequence[Video]) -> str:
-    """12 hex digits that change when a file is added, removed or rewritten."""
-    digest = hashlib.sha256()
-    for video in videos:
-        digest.update(f"{video.name}\0{video.split}\0".encode())
-        for file in video.files:
-            stat = file.stat() if file.exists() else None
-            digest.update(f"{file.name}\0{(stat.st_size, stat.st_mtime_ns) if stat else None}\0".encode())
-    return digest.hexdigest()[:12]
-
-
-def write_records(folder: Path, videos: Sequence[Video], settings: RecordSettings) -> dict:
-    """Writes the records of `videos` and their manifest to `folder` and returns the manifest.
-
-    Everything goes to a folder beside it that takes the final name when it is whole, so a folder of that name is never half
-    written. An older one of that name is replaced.
-
-    Raises:
-        UserError: no video can be used, or the disk is full.
-    """
-    usable, skipped = check_videos(videos, settings.span)
-    if not usable:
-        reasons = "; ".join(f"{entry['video']}: {entry['reason']}" for entry in skipped[:3]) + "; ..." * (len(skipped) > 3)
-        raise UserError(f"None of the {len(videos)} videos in {settings.path} can be used ({reasons}); give others, or ask "
-                        f"for shorter clips with --config.data.frames and --config.data.frame_stride.")
-    splits, how = split_videos(usable, settings.validation_fraction, settings.seed)
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-        builder = VideoRecords(str(unfinished), splits, settings)
-        tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads, and there are none
-            builder.download_and_prepare()
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(f"No space left in {folder.parent} while writing the records; free some, or name another place "
-                            f"with --config.data.prepared_dir.") from error
-        raise
-    manifest = {
-        "settings": dataclasses.asdict(settings),
-        "listing": listing_hash(videos),
-        "split": how,
-        "records": {name: builder.info.splits[name].num_examples for name in splits},
-        "videos": {name: len(part) for name, part in splits.items()},
-        "frames": {name: sum(v.frames for v in part) for name, part in splits.items()},
-        "hours": {name: round(sum(v.frames / v.frames_per_second for v in part if v.frames_per_second) / 3600, 4)
-                  for name, part in splits.items()},
-        "used": {name: {v.video.name: v.frames for v in part} for name, part in splits.items()},
-        "skipped": skipped,
-    }
-    (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
-    return manifest
-
-
 def open_records(folder: Path, split: str) -> Sequence[dict]:
-    """Random-access source of the records of one split."""
-    name = tfds.core.naming.camelcase_to_snakecase(VideoRecords.__name__)
-    return tfds.builder_from_directory(str(folder / name / str(VideoRecords.VERSION))).as_data_source(split)
+    """Random-access source of the records of one split below `folder`."""
+    (info,) = folder.glob("*/*/dataset_info.json")
+    return tfds.builder_from_directory(str(info.parent)).as_data_source(split)

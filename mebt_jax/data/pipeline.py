@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from mebt_jax.config import Config
-from mebt_jax.data import clips
+from mebt_jax.data import clips, token_cache
 from mebt_jax.data.sources import Sources
 from mebt_jax.errors import UserError
 
@@ -24,7 +24,8 @@ BATCHES_AHEAD = 4
 
 
 class BatchIterator:
-    """Endless training batches: `next()` -> {"video": uint8 [b, F, H, W, 3]}, this host's share of the global batch.
+    """Endless training batches: `next()` -> {"video": uint8 [b, F, H, W, 3]}, this host's share of the global batch, or
+    {"codes": int32 [b, T, h, w]} of sources of tokens.
 
     Host h of n holds rows h * b to (h + 1) * b of the global batch, b = batch_size / n.
     """
@@ -62,32 +63,38 @@ class BatchIterator:
 
 @dataclasses.dataclass(frozen=True)
 class RandomWindow(grain.transforms.RandomMap):
-    """Record -> {"video": a clip at a random place in it}."""
+    """Record -> a clip at a random place in it, {"video"} or, of tokens, {"codes"}."""
 
     frames: int
     stride: int
 
     def random_map(self, record: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
         start = int(rng.integers(_windows(record, self.frames, self.stride)))
-        return {"video": cut(record, start, self.frames, self.stride)}
+        return cut(record, start, self.frames, self.stride)
 
 
 @dataclasses.dataclass(frozen=True)
 class CentreWindow(grain.transforms.Map):
-    """Record -> {"video": the clip in the middle of it}."""
+    """Record -> the clip in the middle of it, {"video"} or, of tokens, {"codes"}."""
 
     frames: int
     stride: int
 
     def map(self, record: dict) -> dict[str, np.ndarray]:
         start = _windows(record, self.frames, self.stride) // 2
-        return {"video": cut(record, start, self.frames, self.stride)}
+        return cut(record, start, self.frames, self.stride)
 
 
-def cut(record: dict, start: int, frames: int, stride: int) -> np.ndarray:
-    """The clip of a record (see data/sources.py) that starts at `start`: uint8 [F, H, W, 3]. Decodes no other frame."""
+def cut(record: dict, start: int, frames: int, stride: int) -> dict[str, np.ndarray]:
+    """The clip of a record (data/sources.py, data/token_cache.py) that starts at `start`.
+
+    Returns:
+        {"video": uint8 [F, H, W, 3]}, and no other frame is decoded; or {"codes": int32 [T, h, w]} of a record of tokens.
+    """
+    if "codes" in record:
+        return {"codes": token_cache.cut_codes(record, start)}
     window = slice(start, start + clips.span(frames, stride), stride)
-    return clips.decode_jpegs(record["frames"][window]) if "frames" in record else record["video"][window]
+    return {"video": clips.decode_jpegs(record["frames"][window]) if "frames" in record else record["video"][window]}
 
 
 def train_batches(sources: Sources, config: Config, batch_size: int) -> BatchIterator:
@@ -124,6 +131,8 @@ def validation_batches(
 
 
 def _windows(record: dict, frames: int, stride: int) -> int:
+    if "windows" in record:
+        return record["windows"]
     return len(record["frames" if "frames" in record else "video"]) - clips.span(frames, stride) + 1
 
 

@@ -5,39 +5,21 @@ A record is either {"video": uint8 [F', H, W, 3]} (moving shapes) or {"frames": 
 """
 
 import dataclasses
-import json
-import re
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
 from mebt_jax import config as config_lib
 from mebt_jax.config import Config, DataConfig
-from mebt_jax.data import builder, clips, video_files
+from mebt_jax.data import builder, clips, layouts, mirrors, preparation, video_files
 from mebt_jax.data.moving_shapes import MovingShapes
+from mebt_jax.data.official import OFFICIAL
 from mebt_jax.data.video_files import Video
 from mebt_jax.errors import UserError
+from mebt_jax.runtime import telemetry
 
 # Far beyond any number of training clips: the validation clips stay the same when that number changes.
 VALIDATION_OFFSET = 2**32
-
-SPLIT_FOLDERS = {
-    "train": "train", "sky_train": "train",
-    "test": "validation", "validation": "validation", "val": "validation", "sky_test": "validation",
-}  # fmt: skip
-
-DOWNLOADS = {
-    "ucf101": "UCF-101 is not here: download UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip from "
-    "https://www.crcv.ucf.edu/data/UCF101.php, unpack both into one folder DIR, and pass --config.data.path=DIR",
-    "sky_timelapse": "Sky Time-lapse is not here: download it by the link in "
-    "https://github.com/weixiong-ur/mdgan, unpack it into a folder DIR (which then holds sky_train and sky_test, or put "
-    "train.txt and test.txt with one frame path per line there), and pass --config.data.path=DIR",
-    "taichi_hd": "Taichi-HD is not here: fetch its videos as "
-    "https://github.com/AliaksandrSiarohin/first-order-model/blob/master/data/taichi-loading/README.md says, "
-    "into a folder DIR (with train and test below it, or train.txt and test.txt with one frame path per line), and pass "
-    "--config.data.path=DIR",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
@@ -59,14 +41,46 @@ def prepare(config: Config, workdir: Path) -> None:
         return
     folder = records_folder(config, workdir)
     finished = folder.exists()
-    if finished and not Path(data.path).is_dir():
+    if finished and not (data.path and Path(data.path).is_dir()):
         return  # the records are all that training needs; the videos may be gone
-    videos = list_videos(data)
+    official = OFFICIAL.get(data.source)
+    # Only a machine without the archives' content needs it unpacked, and only until the records are written.
+    unpacked = folder.with_name(f"{data.source}_unpacked")
+    if finished and is_packed(Path(data.path)):
+        return
+    videos_folder = find_folder(data, folder.with_name(f"{data.source}_downloaded"), unpacked)
+    videos = list_videos(data, videos_folder)
     if finished:
-        if read_manifest(folder)["listing"] == builder.listing_hash(videos):
+        if preparation.read_manifest(folder)["listing"] == preparation.listing_hash(videos):
             return
-        print(f"The files in {data.path} changed since {folder} was written; preparing them anew.")
-    builder.write_records(folder, videos, _settings(data))
+        telemetry.say(f"The files in {data.path} changed since {folder} was written; preparing them anew.")
+    facts = {}
+    if official:
+        facts = {"homepage": official.builder.homepage, "real_split": official.real_split,
+                 "published_videos": official.published,
+                 "classes": official.classes(videos_folder) or sorted({video.label for video in videos} - {""})}
+    preparation.write_records(folder, videos, _settings(data), facts, official.builder if official else builder.VideoRecords)
+    shutil.rmtree(unpacked, ignore_errors=True)
+
+
+def check(config: Config, workdir: Path) -> str:
+    """Verifies the prepared records; one line that says that they are as they were written.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    if config.data.source == "moving_shapes":
+        return "moving shapes are drawn on the fly; there are no records to check"
+    return preparation.check_records(existing_records(config, workdir))
+
+
+def existing_records(config: Config, workdir: Path) -> Path:
+    """Folder of the records; raises UserError if there are none for these settings."""
+    folder = records_folder(config, workdir)
+    if not folder.exists():
+        raise UserError(f"There are no records of {config.data.source} for these settings in {folder.parent}; run "
+                        f"--stage=data (if it says that it is done already, remove its done.json in {workdir / 'data'}).")
+    return folder
 
 
 def open_sources(config: Config, workdir: Path) -> Sources:
@@ -81,96 +95,70 @@ def open_sources(config: Config, workdir: Path) -> Sources:
         train = MovingShapes(data.train_clips, frames, data.resolution, data.seed)
         validation = MovingShapes(data.validation_clips, frames, data.resolution, data.seed, offset=VALIDATION_OFFSET)
         return Sources(train, validation, config_lib.content_hash(train, validation))
-    folder = records_folder(config, workdir)
-    if not folder.exists():
-        raise UserError(f"There are no records of {data.source} for these settings in {folder.parent}; run --stage=data "
-                        f"(if it says that it is done already, remove its done.json in {workdir / 'data'}).")
-    manifest = read_manifest(folder)
+    folder = existing_records(config, workdir)
+    manifest = preparation.read_manifest(folder)
     train, validation = (builder.open_records(folder, name if name in manifest["records"] else "train")
                          for name in ("train", "validation"))
-    return Sources(train, validation, config_lib.content_hash(manifest["settings"], manifest["listing"]))
+    return Sources(train, validation, config_lib.content_hash(manifest["settings"], manifest["content_hash"]))
 
 
 def records_folder(config: Config, workdir: Path) -> Path:
     """Where the records for these settings are or will be; other settings have another folder."""
-    parent = Path(config.data.prepared_dir) if config.data.prepared_dir else workdir / "data"
-    return parent / f"records_{config_lib.content_hash(_settings(config.data))}"
+    return prepared_folder(config, workdir) / f"records_{config_lib.content_hash(_settings(config.data))}"
 
 
-def read_manifest(folder: Path) -> dict:
-    return json.loads((folder / builder.MANIFEST).read_text())
+def prepared_folder(config: Config, workdir: Path) -> Path:
+    return Path(config.data.prepared_dir) if config.data.prepared_dir else workdir / "data"
 
 
-def list_videos(data: DataConfig) -> list[Video]:
-    """The videos of a data set on disk, decodable or not.
+def find_folder(data: DataConfig, downloaded: Path, unpacked: Path) -> Path:
+    """The folder that holds the videos: config.data.path, or where what it holds packed, or what is fetched, is unpacked.
 
     Raises:
-        UserError: the folder is missing or holds none.
+        UserError: there is no folder and nothing that can be fetched.
     """
+    official = OFFICIAL.get(data.source)
+    advice = official.missing if official else "pass --config.data.path=DIR with a folder of videos or of folders of frames"
     path = Path(data.path)
-    if not data.path or not path.is_dir():
+    if not data.path and official and official.archives:
+        for archive in official.archives:
+            mirrors.fetch(archive, downloaded, by_hand=advice)
+        path = downloaded
+    elif not data.path or not path.is_dir():
         problem = f"config.data.path {data.path!r} is not a folder" if data.path else "config.data.path is empty"
-        advice = DOWNLOADS.get(data.source, "pass --config.data.path=DIR with a folder of videos or of folders of frames")
         raise UserError(f"{problem}; {advice}.")
-    readers: dict[str, Callable[[Path], list[Video]]] = {"ucf101": _ucf101}
-    videos = readers.get(data.source, _folder)(path)
+    if not is_packed(path):
+        return path
+    for archive in mirrors.find_archives(path):
+        mirrors.unpack(archive, unpacked)
+    return unpacked
+
+
+def is_packed(path: Path) -> bool:
+    """True if a folder holds archives directly, and no video at any depth."""
+    return bool(mirrors.find_archives(path)) and not video_files.find_videos(path)
+
+
+def list_videos(data: DataConfig, path: Path) -> list[Video]:
+    """The videos of a data set in the folder `path`, decodable or not.
+
+    Raises:
+        UserError: it holds none.
+    """
+    official = OFFICIAL.get(data.source)
+    videos = official.read(path) if official else layouts.any_folder(path)
     if not videos:
+        advice = official.missing if official else "give a folder that holds some, directly or in subfolders"
         files = sum(1 for file in path.rglob("*") if file.is_file())
-        advice = DOWNLOADS.get(data.source, "give a folder that holds some, directly or in subfolders")
-        raise UserError(f"{path} holds no videos ({files or 'no'} files, none of them "
-                        f"{', '.join(sorted(video_files.VIDEO_SUFFIXES | video_files.IMAGE_SUFFIXES))}); {advice}.")
+        raise UserError(f"{path} holds no videos ({files or 'no'} files, none of them named as {data.source} needs it, with "
+                        f"one of {', '.join(sorted(video_files.VIDEO_SUFFIXES | video_files.IMAGE_SUFFIXES))}); {advice}.")
     return videos
-
-
-def _folder(path: Path) -> list[Video]:
-    """Official frame lists if they are there, else all videos.
-
-    Subfolders train and test split them, directly in the folder or one below it, where an archive may put them.
-    """
-    lists = [(path / "train.txt", "train"), (path / "test.txt", "validation")]
-    if (path / "train.txt").exists() and _is_frame_list(path / "train.txt"):
-        return [video for file, split in lists if file.exists() for video in video_files.read_frame_list(file, split)]
-    videos = video_files.find_videos(path)
-    for i, video in enumerate(videos):
-        splits = [SPLIT_FOLDERS[part] for part in video.name.lower().split("/")[:2] if part in SPLIT_FOLDERS]
-        videos[i] = dataclasses.replace(video, split=splits[0] if splits else "")
-    return videos
-
-
-def _is_frame_list(path: Path) -> bool:
-    with path.open(errors="replace") as file:
-        first = file.readline().strip()
-    return Path(first).suffix.lower() in video_files.IMAGE_SUFFIXES
-
-
-def _ucf101(path: Path) -> list[Video]:
-    """UCF-101 by the official lists of split 1; without them, by its rule: groups 1 to 7 are held out.
-
-    Clips of one group are cut from the same recording, so a split across groups would leak.
-    """
-    train = {name for file in path.rglob("trainlist01.txt") for name in _listed_names(file)}
-    held_out = {name for file in path.rglob("testlist01.txt") for name in _listed_names(file)}
-    videos = []
-    for video in video_files.find_videos(path):
-        stem = video.files[0].stem
-        group = re.search(r"_g(\d+)_c\d+$", stem)
-        if train or held_out:
-            split = "train" if stem in train else "validation" if stem in held_out else None
-        else:
-            split = "validation" if group and int(group[1]) <= 7 else "train"
-        if split and not video.is_frames:
-            videos.append(dataclasses.replace(video, split=split))
-    return videos
-
-
-def _listed_names(path: Path) -> set[str]:
-    """Stems of the videos in an official list, whose lines are `Class/v_Class_g01_c01.avi [label]`."""
-    return {Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()}
 
 
 def _settings(data: DataConfig) -> builder.RecordSettings:
     return builder.RecordSettings(
-        source=data.source, path=str(Path(data.path).resolve()), resolution=data.resolution, jpeg_quality=data.jpeg_quality,
+        source=data.source, path=str(Path(data.path).resolve()) if data.path else "",
+        resolution=data.resolution, jpeg_quality=data.jpeg_quality,
         record_frames=data.record_frames, span=clips.span(data.frames, data.frame_stride),
         validation_fraction=data.validation_fraction, seed=data.seed,
     )  # fmt: skip

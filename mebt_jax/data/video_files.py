@@ -32,6 +32,7 @@ class Video:
     name: str  # path relative to the data folder; unique in the data set
     files: tuple[Path, ...]
     split: str = ""  # "train" or "validation" where the data set says so, else ""
+    label: str = ""  # name of its class, if it has one
 
     @property
     def is_frames(self) -> bool:
@@ -75,13 +76,32 @@ def read_frame_list(path: Path, split: str) -> list[Video]:
         if not match or match[3].lower() not in IMAGE_SUFFIXES:
             raise UserError(f"{path} is not a list of frames: the line {line!r} does not end in _<number>.jpg or .png.")
         frames.append((match[1], int(match[2]), path.parent / line))
-    frames.sort(key=lambda frame: frame[:2])
-    runs: list[tuple[str, list[Path]]] = []
+    return [Video(f"{stem}_{number}", files, split) for (stem, number), files in runs_of_frames(frames)]
+
+
+def split_at_gaps(video: Video) -> list[Video]:
+    """The videos that a folder of numbered frames holds by the rule of the official lists: a gap in the numbers starts another.
+
+    A folder without a gap, and one whose files end in no number, stays as it is.
+    """
+    matches = [re.fullmatch(r"(.*?)(\d+)", file.stem) for file in video.files]
+    if not all(matches):
+        return [video]
+    runs = runs_of_frames([(match[1], int(match[2]), file) for match, file in zip(matches, video.files, strict=True)])
+    if len(runs) == 1:
+        return [dataclasses.replace(video, files=runs[0][1])]
+    return [dataclasses.replace(video, name=f"{video.name}/{stem}{number}", files=files) for (stem, number), files in runs]
+
+
+def runs_of_frames(frames: list[tuple[str, int, Path]]) -> list[tuple[tuple[str, int], tuple[Path, ...]]]:
+    """((stem, first number), files in order) of each run of frames (stem, number, file) whose numbers have no gap."""
+    frames = sorted(frames, key=lambda frame: frame[:2])
+    runs: list[tuple[tuple[str, int], list[Path]]] = []
     for i, (stem, number, file) in enumerate(frames):
         if i == 0 or frames[i - 1][:2] != (stem, number - 1):
-            runs.append((f"{stem}_{number}", []))
+            runs.append(((stem, number), []))
         runs[-1][1].append(file)
-    return [Video(name, tuple(files), split) for name, files in runs]
+    return [(start, tuple(files)) for start, files in runs]
 
 
 def count_frames(video: Video) -> int:

@@ -6,26 +6,21 @@ Without a name it lists them. With --from-file a file that was fetched by hand i
 """
 
 import argparse
-import hashlib
 import os
 import shutil
 import sys
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mebt_jax.errors import UserError
 from mebt_jax.interop.weights import WEIGHTS, Weights
+from mebt_jax.runtime.downloads import digest, receive
 from mebt_jax.runtime.telemetry import say
 
 FOLDER = Path("~/.cache/mebt_jax/weights")
-PIECE = 1 << 20  # bytes
 ATTEMPTS = 3
-TIMEOUT = 60  # seconds without a byte
 
 
 def fetch(name: str, folder: Path, from_file: Path | None = None, weights: dict[str, Weights] = WEIGHTS) -> Path:
@@ -66,7 +61,7 @@ def download(name: str, wanted: Weights, partial: Path) -> None:
     with_disk(partial.parent, lambda: partial.parent.mkdir(parents=True, exist_ok=True))
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            if receive(wanted, partial):
+            if receive(wanted.url, partial):
                 return
             reason = "the connection ended early"
         except urllib.error.HTTPError as error:
@@ -82,26 +77,6 @@ def download(name: str, wanted: Weights, partial: Path) -> None:
     raise UserError(f"Could not fetch {name} ({reason}); {kept}run the same command again, or {by_hand(name, wanted)}")
 
 
-def receive(wanted: Weights, partial: Path) -> bool:
-    """Appends what the host still has to give; False if it broke off."""
-    start = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(wanted.url, headers={"Range": f"bytes={start}-"} if start else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        if "text/html" in response.headers.get("Content-Type", ""):
-            raise urllib.error.URLError("the host answers with a page instead of the file")
-        if response.status != 206:  # it does not continue, so it begins again
-            start = 0
-        left = int(response.headers.get("Content-Length") or 0)
-        received = 0
-        bar = tqdm(total=start + left or None, initial=start, unit="B", unit_scale=True, desc=wanted.file, file=sys.stderr)
-        with bar, open(partial, "ab" if start else "wb") as file:
-            while piece := response.read(PIECE):
-                file.write(piece)
-                received += len(piece)
-                bar.update(len(piece))
-    return received == left or left == 0
-
-
 def check(path: Path, name: str, wanted: Weights) -> None:
     """Raises UserError if size or digest are not the published ones."""
     size = path.stat().st_size
@@ -115,15 +90,6 @@ def check(path: Path, name: str, wanted: Weights) -> None:
                         f"{by_hand(name, wanted)}")
     if not expected:
         say(f"{path} has sha256 {found}; none is published to compare it with, the converter checks what it holds.")
-
-
-def digest(path: Path, algorithm: str) -> str:
-    """Hex digest of a file; "git" is SHA-1 of its size and content, as git names it."""
-    state = hashlib.sha1(b"blob %d\0" % path.stat().st_size) if algorithm == "git" else hashlib.new(algorithm)
-    with open(path, "rb") as file:
-        while piece := file.read(PIECE):
-            state.update(piece)
-    return state.hexdigest()
 
 
 def by_hand(name: str, wanted: Weights) -> str:

@@ -11,7 +11,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from mebt_jax.config import Config
-from mebt_jax.data import pipeline, sources
+from mebt_jax.data import pipeline, preparation, sources
 from mebt_jax.runtime import pictures, telemetry, workdir as workdir_lib
 
 STAGE = "data"
@@ -46,16 +46,28 @@ def prepare_and_show(config: Config, workdir: Path) -> None:
         telemetry.say(f"{STAGE}: {len(opened.train)} clips of moving shapes to train on, {len(opened.validation)} held out")
     else:
         folder = sources.records_folder(config, workdir)
-        manifest = {"records_folder": str(folder), **sources.read_manifest(folder)}
+        manifest = {"records_folder": str(folder), **preparation.read_manifest(folder)}
         telemetry.say(f"{STAGE}: {summary(manifest)}; all listed in {manifest_path}")
     workdir_lib.write_json(manifest_path, manifest)
     workdir_lib.mark_done(config, workdir, STAGE, content=opened.content_hash)
 
 
+def check(config: Config, workdir: Path) -> None:
+    """Reads the prepared records again and says that they are as they were written.
+
+    Raises:
+        UserError: there are none, or they are damaged; names the first file that is.
+    """
+    telemetry.say(f"{STAGE}: {sources.check(config, workdir)}")
+
+
 def summary(manifest: dict) -> str:
-    """One line about the records: videos, frames, hours, split, what was skipped and the first reason."""
+    """One line about the records: videos, frames, hours, split, what was published, what was skipped and the first reason."""
     videos, frames, records, hours = (sum(manifest[name].values()) for name in ("videos", "frames", "records", "hours"))
     line = f"{videos} videos, {frames} frames, {hours:.2f} hours in {records} records; split {manifest['split']}"
+    missing = {name: count - manifest["videos"][name] for name, count in manifest.get("published_videos", {}).items()}
+    if any(missing.values()):
+        line += f"; the published set has {', '.join(f'{n:+d} {name}' for name, n in missing.items() if n)} videos against this"
     skipped = manifest["skipped"]
     if not skipped:
         return f"{line}; none skipped"

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from mebt_jax import config as config_lib
 from mebt_jax.config import Config, TransformerConfig
-from mebt_jax.data import clips, pipeline, sources
+from mebt_jax.data import clips, pipeline, sources, token_cache
 from mebt_jax.errors import UserError
 from mebt_jax.masking.capacities import StepShape, all_shapes
 from mebt_jax.masking.split import MaskDraw, Split, draw_masking, split_tokens
@@ -68,10 +68,12 @@ def run(config: Config, workdir: Path) -> None:
         return
 
     # ---- data and frozen tokenizer ----------------------------------------------------------------------------------
-    clip_sources = sources.open_sources(config, workdir)
-    batches = pipeline.train_batches(clip_sources, config, training.batch_size)
     tokenizer = load_tokenizer(config, workdir, mesh)
     encoder = TokenizerOnMesh(tokenizer, mesh)
+    clip_sources = sources.open_sources(config, workdir)
+    if config.data.tokens:
+        clip_sources = token_cache.prepare(config, workdir, clip_sources, tokenizer.content_hash, encoder.codes_on_host)
+    batches = pipeline.train_batches(clip_sources, config, training.batch_size)
 
     # ---- model and state --------------------------------------------------------------------------------------------
     graphdef, abstract_params = abstract_transformer(config)
@@ -92,13 +94,13 @@ def run(config: Config, workdir: Path) -> None:
     step_of = step_programs(config, graphdef, optimizer, shardings, mesh)
 
     def take_step(state: TrainState, rows: Mapping[str, np.ndarray], step: int) -> tuple[TrainState, dict[str, jax.Array]]:
-        codes = encoder.codes(rows["video"])  # [B, T, H, W]
+        codes = encoder.codes_of(rows)  # [B, T, H, W]
         draw = draw_masking(config.masking, config.grid, training.batch_size, config.runtime.seed, step)
         return step_of(draw.shape)(state, codes, *place(draw, mesh), root_key)
 
     # ---- validation -------------------------------------------------------------------------------------------------
     held_out = pipeline.validation_batches(clip_sources, config, training.batch_size, training.validation_batches)
-    held_out_codes = [encoder.codes(rows["video"]) for rows in held_out]
+    held_out_codes = [encoder.codes_of(rows) for rows in held_out]
     jitted_validation = jax.jit(functools.partial(validation_step, graphdef=graphdef, config=config.transformer),
                                 static_argnames="shape", out_shardings=mesh_lib.replicated(mesh))
 
@@ -247,6 +249,15 @@ class TokenizerOnMesh:
     def codes(self, video: np.ndarray) -> jax.Array:
         """This process's uint8 clips [b, F, H, W, 3] -> codes of the global batch, int32 [B, T, H, W]."""
         return self._encode(*self._weights, mesh_lib.put_batch(self.mesh, {"video": video})["video"])
+
+    def codes_of(self, rows: Mapping[str, np.ndarray]) -> jax.Array:
+        """This process's rows of a batch of the pipeline, clips or their codes -> codes of the global batch [B, T, H, W]."""
+        return mesh_lib.put_batch(self.mesh, rows)["codes"] if "codes" in rows else self.codes(rows["video"])
+
+    def codes_on_host(self, video: np.ndarray) -> np.ndarray:
+        """uint8 clips [B, F, H, W, 3] that every process holds whole -> their codes, the same on every process."""
+        share = len(video) // jax.process_count()
+        return mesh_lib.on_host(self.codes(video[share * jax.process_index():][:share]), self.mesh)
 
     def video(self, codes: jax.Array) -> jax.Array:
         """Codes [B, T, H, W] -> uint8 clips [B, F, H, W, 3]."""

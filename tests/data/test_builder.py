@@ -3,14 +3,14 @@ import errno
 import numpy as np
 import pytest
 
-from mebt_jax.data import builder, video_files
-from mebt_jax.data.builder import CheckedVideo, RecordSettings
+from mebt_jax.data import builder, preparation, video_files
+from mebt_jax.data.builder import RecordSettings
 from mebt_jax.data.video_files import Video
 from mebt_jax.errors import UserError
 
 
-def checked(names, split=""):
-    return [CheckedVideo(Video(name, (), split), 20, 25.0) for name in names]
+def named(names, split=""):
+    return [Video(name, (), split) for name in names]
 
 
 def settings(path, **fields):
@@ -39,21 +39,25 @@ def test_cut_records_hands_out_the_frames_of_each_record():
 
 @pytest.mark.parametrize(("count", "fraction", "held_out"), [(2, 0, 1), (2, 0.9, 1), (10, 0.1, 1), (10, 0.3, 3), (3, 1, 2)])
 def test_split_is_by_video_and_leaves_none_empty(count, fraction, held_out):
-    videos = checked([f"v{i}" for i in range(count)])
-    splits, how = builder.split_videos(videos, fraction, seed=0)
+    videos = named([f"v{i}" for i in range(count)])
+    splits, how = preparation.hold_out(videos, fraction, seed=0)
     assert len(splits["validation"]) == held_out and str(held_out) in how
-    assert sorted(v.video.name for part in splits.values() for v in part) == sorted(v.video.name for v in videos)
-    assert builder.split_videos(videos[::-1], fraction, seed=0)[0] == splits
+    assert sorted(v.name for part in splits.values() for v in part) == sorted(v.name for v in videos)
+    assert preparation.hold_out(videos[::-1], fraction, seed=0)[0] == splits
 
 
-def test_the_split_of_the_data_set_is_kept_where_both_sides_have_videos():
-    train, held_out = checked(["a"], "train") + checked(["b"], ""), checked(["c"], "validation")
-    assert builder.split_videos(held_out + train, 0.5, seed=0)[0] == {"train": train, "validation": held_out}
-    assert len(builder.split_videos(train, 0.5, seed=0)[0]["validation"]) == 1
+def test_the_split_of_the_data_set_is_kept_where_both_sides_have_videos(tmp_path, write_video, quarters):
+    train, held_out = named(["a"], "train") + named(["b"], ""), named(["c"], "validation")
+    splits, _, skipped = preparation.split_up(held_out + train, settings(tmp_path), tmp_path)
+    assert splits == {"train": train, "validation": held_out} and skipped == []
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / "train" / name, quarters(6))
+    splits, how, _ = preparation.split_up(video_files.find_videos(tmp_path), settings(tmp_path), tmp_path)
+    assert len(splits["validation"]) == 1 and "1 of 2 held out" in how
 
 
 def test_one_video_is_used_for_both_and_said_so():
-    splits, how = builder.split_videos(checked(["a"]), 0.5, seed=0)
+    splits, how = preparation.hold_out(named(["a"]), 0.5, seed=0)
     assert list(splits) == ["train"] and "the one video" in how
 
 
@@ -61,7 +65,7 @@ def test_records_hold_the_videos(tmp_path, write_video, quarters):
     for name, frames in (("a.mp4", 31), ("b.gif", 6)):
         write_video(tmp_path / "videos" / name, quarters(frames), rate=10)
     videos = video_files.find_videos(tmp_path / "videos")
-    manifest = builder.write_records(tmp_path / "records", videos, settings(tmp_path / "videos"))
+    manifest = preparation.write_records(tmp_path / "records", videos, settings(tmp_path / "videos"))
     assert manifest["skipped"] == [] and sorted(manifest["records"].values()) == [1, 4]
     rows = [row for split in ("train", "validation") for row in builder.open_records(tmp_path / "records", split)]
     assert sum(manifest["records"].values()) == len(rows) and sum(manifest["frames"].values()) == 37
@@ -80,7 +84,7 @@ def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path, write_video, qu
     cut = write_video(folder / "cut.mp4", quarters(20))
     cut.write_bytes(cut.read_bytes()[:700])
     (folder / "text.avi").write_text("no video")
-    manifest = builder.write_records(tmp_path / "records", video_files.find_videos(folder), settings(folder))
+    manifest = preparation.write_records(tmp_path / "records", video_files.find_videos(folder), settings(folder))
     reasons = {entry["video"]: entry["reason"] for entry in manifest["skipped"]}
     assert set(reasons) == {"short.mp4", "cut.mp4", "text.avi"}
     assert reasons["short.mp4"] == "has 4 frames, but a clip reaches over 5"
@@ -90,7 +94,7 @@ def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path, write_video, qu
 def test_no_usable_video_is_one_sentence(tmp_path, write_video, quarters):
     write_video(tmp_path / "short.mp4", quarters(4))
     with pytest.raises(UserError, match="None of the 1 videos in .*short.mp4: has 4 frames, but a clip reaches over 5"):
-        builder.write_records(tmp_path / "records", video_files.find_videos(tmp_path), settings(tmp_path))
+        preparation.write_records(tmp_path / "records", video_files.find_videos(tmp_path), settings(tmp_path))
     assert not (tmp_path / "records").exists()
 
 
@@ -110,27 +114,27 @@ def test_an_interrupted_preparation_is_not_taken_for_a_finished_one(tmp_path, wr
     with monkeypatch.context() as patch:
         patch.setattr(builder.clips, "encode_jpeg", encode_some)
         with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt):
-            builder.write_records(tmp_path / "records", videos, settings(folder))
+            preparation.write_records(tmp_path / "records", videos, settings(folder))
     assert not (tmp_path / "records").exists()
-    builder.write_records(tmp_path / "records", videos, settings(folder))
+    preparation.write_records(tmp_path / "records", videos, settings(folder))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["records", "videos"]
     assert sum(len(row["frames"]) for row in builder.open_records(tmp_path / "records", "train")) >= 20
 
 
 def test_listing_hash_sees_changed_files(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"1")
-    first = builder.listing_hash(video_files.find_videos(tmp_path))
-    assert builder.listing_hash(video_files.find_videos(tmp_path)) == first
+    first = preparation.listing_hash(video_files.find_videos(tmp_path))
+    assert preparation.listing_hash(video_files.find_videos(tmp_path)) == first
     (tmp_path / "a.mp4").write_bytes(b"12")
-    second = builder.listing_hash(video_files.find_videos(tmp_path))
+    second = preparation.listing_hash(video_files.find_videos(tmp_path))
     (tmp_path / "b.mp4").write_bytes(b"1")
-    assert len({first, second, builder.listing_hash(video_files.find_videos(tmp_path))}) == 3
+    assert len({first, second, preparation.listing_hash(video_files.find_videos(tmp_path))}) == 3
 
 
 def test_single_frames_make_records_too(tmp_path, write_video, quarters):
     folder = tmp_path / "videos"
     write_video(folder / "a.mp4", quarters(3))
-    builder.write_records(tmp_path / "records", video_files.find_videos(folder), settings(folder, span=1, record_frames=1))
+    preparation.write_records(tmp_path / "records", video_files.find_videos(folder), settings(folder, span=1, record_frames=1))
     rows = list(builder.open_records(tmp_path / "records", "train"))
     assert sorted(row["start"] for row in rows) == [0, 1, 2]
     assert all(np.ndim(row["frames"]) == 1 and len(row["frames"]) == 1 for row in rows)

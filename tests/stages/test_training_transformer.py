@@ -1,4 +1,5 @@
 import functools
+import json
 import random
 import shutil
 import signal
@@ -95,3 +96,18 @@ def test_every_program_is_among_those_announced(tokenizer_run, tmp_path):
     stage.run(config, tmp_path)
     done = workdir_lib.read_json(tmp_path / "transformer" / "done.json")
     assert 1 < done["compiled_steps"] <= len(all_shapes(config.masking, config.grid))
+
+
+@pytest.mark.slow
+def test_training_from_stored_tokens_gives_the_same_numbers(tokenizer_run, tmp_path):
+    records = {}
+    for tokens in (False, True):
+        config = from_config_dict(tiny_config(tokenizer__checkpoint=str(tokenizer_run.workdir), data__tokens=tokens))
+        workdir = tmp_path / str(tokens)
+        data.run(config, workdir)
+        stage.run(config, workdir)
+        lines = (workdir / "transformer" / "metrics.jsonl").read_text().splitlines()
+        records[tokens] = [{name: value for name, value in json.loads(line).items()
+                            if name.split("/")[-1] in ("step", "loss", "nll", "accuracy")} for line in lines]
+    assert len(list((tmp_path / "True" / "data").glob("tokens_*"))) == 1
+    assert records[True] == records[False] and any("validation/nll" in record for record in records[True])

@@ -1,0 +1,115 @@
+"""Where the files of the published sets are had, with what they must be, and fetching them. New mirrors go into this table."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import tarfile
+import urllib.error
+import zipfile
+from pathlib import Path
+
+from mebt_jax.errors import UserError
+from mebt_jax.runtime import downloads
+from mebt_jax.runtime.telemetry import say
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """A published file; what a mirror gives is checked against size and digest, so that a wrong one does no harm."""
+
+    file: str
+    urls: tuple[str, ...]  # tried in this order
+    size: int  # bytes
+    sha256: str
+
+
+# Sizes and digests are those of tensorflow-datasets (url_checksums/ucf101.txt).
+UCF101 = (
+    Archive("UCF101_videos.zip", ("https://storage.googleapis.com/thumos14_files/UCF101_videos.zip",),
+            6_960_400_115, "dabf56f573cd19c79e096563529fec8126a2a34e18e10c72eb621dd687532b0d"),
+    Archive("UCF101TrainTestSplits-RecognitionTask.zip",
+            ("https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip",
+             "https://www.crcv.ucf.edu/wp-content/uploads/2019/03/UCF101TrainTestSplits-RecognitionTask.zip"),
+            113_943, "5c0d1a53b8ed364a2ac830a73f405e51bece7d98ce1254fd19ed4a36b224bd27"),
+)
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".rar")
+UNPACKERS = {"unrar": ("unrar", "x", "-o+", "-inul"), "bsdtar": ("bsdtar", "-xf"), "7z": ("7z", "x", "-y")}
+ROUNDS = 3  # over the mirrors
+
+
+def fetch(archive: Archive, folder: Path, by_hand: str) -> Path:
+    """The checked file in `folder`, fetched from the first mirror that gives it, from where an earlier try broke off.
+
+    Raises:
+        UserError: no mirror gives it; ends in `by_hand`.
+    """
+    target, partial = folder / archive.file, folder / f"{archive.file}.part"
+    if target.exists() and target.stat().st_size == archive.size:
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    reasons: dict[str, str] = {}
+    for _ in range(ROUNDS):
+        for url in archive.urls:
+            try:
+                whole = downloads.receive(url, partial)
+                reasons[url] = "" if whole else "the connection ended early"
+            except urllib.error.HTTPError as error:
+                whole = error.code == 416  # nothing lies behind the end of what is here
+                reasons[url] = f"the host says {error.code} {error.reason}"
+            except OSError as error:
+                whole, reasons[url] = False, str(getattr(error, "reason", error))
+            if whole:
+                found = downloads.digest(partial)
+                if found == archive.sha256:
+                    os.replace(partial, target)
+                    return target
+                partial.unlink()  # what is not the right file cannot be continued
+                reasons[url] = f"it gives another file, with sha256 {found}"
+            say(f"{archive.file}: {reasons[url]} ({url})")
+    kept = f"{partial.stat().st_size:,} bytes are kept for the next try; " if partial.exists() else ""
+    listed = "; ".join(f"{url}: {reason}" for url, reason in reasons.items())
+    raise UserError(f"Could not fetch {archive.file} ({listed}); {kept}run the same command again, or {by_hand}.")
+
+
+def find_archives(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.name.lower().endswith(ARCHIVE_SUFFIXES))
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpacks into `folder`, unless it is noted there that this was done; no file can land outside of it.
+
+    Raises:
+        UserError: the archive is damaged, or there is no program for a .rar.
+    """
+    noted = folder / f".{archive.name}.unpacked"
+    if noted.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    say(f"unpacking {archive} into {folder}")
+    try:
+        if archive.suffix.lower() == ".zip":
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(folder)
+        elif archive.suffix.lower() == ".rar":
+            _unpack_rar(archive, folder)
+        else:
+            with tarfile.open(archive) as file:
+                file.extractall(folder, filter="data")
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise UserError(f"{archive} is damaged ({error}); fetch it again, or put what it holds into {archive.parent}."
+                        ) from error
+    noted.touch()
+
+
+def _unpack_rar(archive: Path, folder: Path) -> None:
+    name = next((name for name in UNPACKERS if shutil.which(name)), None)
+    if name is None:
+        raise UserError(f"{archive} needs one of the programs {', '.join(UNPACKERS)} to be unpacked; install one, or put what "
+                        f"it holds into {archive.parent}.")
+    target = {"unrar": [f"{folder}/"], "bsdtar": ["-C", str(folder)], "7z": [f"-o{folder}"]}[name]
+    done = subprocess.run([*UNPACKERS[name], str(archive.resolve()), *target], capture_output=True, text=True)
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())[:300]
+        raise UserError(f"{name} could not unpack {archive} ({said}); fetch it again.")
