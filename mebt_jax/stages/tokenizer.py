@@ -91,7 +91,7 @@ def run(config: Config, workdir: Path) -> None:
         return jitted_step(state, mesh_lib.put_batch(mesh, rows)["video"], root_key)
 
     def first_clips() -> jax.Array:
-        number = fitting.clips_needed(int(np.prod(config.grid)), training.batch_size)
+        number = fitting.clips_needed(config.tokenizer.codes, int(np.prod(config.grid)), training.batch_size)
         telemetry.say(f"{STAGE}: placing {config.tokenizer.codes} codes among the features of {number} clips")
         return mesh_lib.put_batch(mesh, next(pipeline.train_batches(clip_sources, config, number)))["video"]
 

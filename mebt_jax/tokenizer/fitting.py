@@ -14,14 +14,14 @@ from mebt_jax.tokenizer import quantizers
 from mebt_jax.tokenizer.autoencoder import Tokenizer, fold_patches
 from mebt_jax.tokenizer.quantizers import Codebook
 
-FEATURES = 65_536  # tokens to fit to; the clips that hold them are `clips_needed`
+FEATURES_PER_CODE, MOST_FEATURES = 128, 65_536  # tokens to fit to; the clips that hold them are `clips_needed`
 SEEDS = 16_384  # of these, how many the first centres are drawn from
 ROUNDS = 20  # of k-means
 
 
-def clips_needed(tokens: int, batch_size: int) -> int:
-    """Clips to fit to where each has this many tokens: a multiple of the batch size, so that they spread over the mesh."""
-    return batch_size * max(1, round(FEATURES / (tokens * batch_size)))
+def clips_needed(codes: int, tokens: int, batch_size: int) -> int:
+    """Clips to fit this many codes to where each has this many tokens: a multiple of the batch size, for the mesh to share."""
+    return batch_size * max(1, round(min(FEATURES_PER_CODE * codes, MOST_FEATURES) / (tokens * batch_size)))
 
 
 def fit(tokenizer: Tokenizer, codebook: Codebook, video: jax.Array, key: jax.Array, *,
