@@ -1,10 +1,11 @@
-"""How fast clips come out of the pipeline, against decoding the videos anew for each clip. Makes its own videos.
+"""How fast a set is prepared and read, against decoding the videos anew for each clip. Makes its own videos.
 
     python -m benchmarks.data
 
 Rates are per second of processor time over all threads, that is per core, so other programs on the machine disturb them
 little. "Decoding the videos" seeks to the key frame before the window (x264's default is one in 250 frames) and decodes from
-there to the end of the window.
+there to the end of the window. The videos are of the size of UCF-101, moving shapes under film grain, so that neither codec has
+it easier than with real ones. With --folder it measures the videos of a folder instead.
 """
 
 import argparse
@@ -19,18 +20,20 @@ import numpy as np
 
 from configs import base
 from mebt_jax.config import Config, from_config_dict
-from mebt_jax.data import pipeline, sources
+from mebt_jax.data import pipeline, preparation, sources, token_cache
 from mebt_jax.data.moving_shapes import MovingShapes
 from mebt_jax.runtime import pictures
 
 VIDEO_FRAMES = 300
-VIDEO_SIZE = 256
+VIDEO_SIZE = 240
+GRAIN = 2  # standard deviation of the film grain, of 255 levels
 BATCH = 4
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--videos", type=int, default=6)
+    parser.add_argument("--folder", type=Path, help="videos to use instead of made ones, each longer than 128 frames")
     parser.add_argument("--clips", type=int, default=64, help="clips per measurement")
     parser.add_argument("--resolution", type=int, default=128)
     options = parser.parse_args()
@@ -39,14 +42,20 @@ def main() -> None:
     config.data.resolution = options.resolution
     config.data.source = "folder"
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "videos"
-        shapes = MovingShapes(options.videos, VIDEO_FRAMES, VIDEO_SIZE, seed=0)
-        for i in range(options.videos):
-            pictures.write_mp4(folder / f"{i}.mp4", shapes[i]["video"], frames_per_second=25)
+        folder = options.folder or Path(temporary) / "videos"
+        if not options.folder:
+            write_videos(folder, options.videos)
         config.data.path = str(folder)
-        for frames in (16, 128):
-            config.data.frames = frames
-            measure_folder(from_config_dict(config), Path(temporary) / "run", options.clips)
+        for frames, record_frames in ((16, 128), (128, 256)):
+            config.data.frames, config.data.record_frames = frames, record_frames
+            direct = direct_clips(sorted(folder.iterdir()), frames, options.resolution)
+            theirs = rate(lambda: next(direct), 1, options.clips)
+            print(f"{frames} frames of {options.resolution}x{options.resolution}: decoding the videos {theirs:.1f} clips/s per "
+                  f"core")
+            for quality in (95, 0):
+                config.data.jpeg_quality = quality
+                measure_folder(from_config_dict(config), Path(temporary) / "run", options.clips, theirs)
+            measure_tokens(from_config_dict(config), Path(temporary) / "run", options.clips, theirs)
 
     config.data.source = "moving_shapes"
     config.data.frames, config.data.resolution = 16, 32
@@ -57,18 +66,40 @@ def main() -> None:
     print(f"moving shapes, 16 frames of 32x32: {drawn:.0f} clips/s per core")
 
 
-def measure_folder(config: Config, workdir: Path, num_clips: int) -> None:
-    """Prints rates of the pipeline and of direct decoding for one clip length."""
+def write_videos(folder: Path, number: int) -> None:
+    """mp4 files of VIDEO_FRAMES frames of VIDEO_SIZE x 4/3 VIDEO_SIZE."""
+    shapes = MovingShapes(number, VIDEO_FRAMES, VIDEO_SIZE, seed=0)
+    rng = np.random.default_rng(0)
+    for i in range(number):
+        video = np.pad(shapes[i]["video"], ((0, 0), (0, 0), (VIDEO_SIZE // 6,) * 2, (0, 0)), mode="reflect").astype(np.float32)
+        for frame in video:
+            frame += rng.normal(0, GRAIN, frame.shape)
+        pictures.write_mp4(folder / f"{i}.mp4", video.clip(0, 255).astype(np.uint8), frames_per_second=25)
+
+
+def measure_folder(config: Config, workdir: Path, num_clips: int, direct: float) -> None:
+    """Prints the rates of preparation and of the pipeline for one clip length and quality."""
     data = config.data
     start = time.process_time()
     sources.prepare(config, workdir)
     prepared = time.process_time() - start
+    folder = sources.records_folder(config, workdir)
+    frames = sum(preparation.read_manifest(folder)["frames"].values())
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     batches = pipeline.train_batches(sources.open_sources(config, workdir), config, BATCH)
-    direct = direct_clips(sorted(Path(data.path).iterdir()), data.frames, data.resolution)
     ours = rate(lambda: next(batches), BATCH, num_clips)
-    theirs = rate(lambda: next(direct), 1, num_clips)
-    print(f"{data.frames} frames of {data.resolution}x{data.resolution}: pipeline {ours:.1f} clips/s per core, decoding the "
-          f"videos {theirs:.1f}, ratio {ours / theirs:.1f}; prepared once in {prepared:.1f} s of one core")
+    print(f"  quality {data.jpeg_quality}: {ours:.1f} clips/s per core, {ours / direct:.1f} times; prepared at "
+          f"{frames / prepared:.0f} frames/s per core (checking included), {size / frames / 1e3:.1f} kB a frame on disk")
+
+
+def measure_tokens(config: Config, workdir: Path, num_clips: int, direct: float) -> None:
+    """Prints the rate of reading stored tokens; a tokenizer that takes no time stands in for a real one."""
+    opened = sources.open_sources(config, workdir)
+    t, h, w = config.tokenizer.compression
+    stored = token_cache.prepare(config, workdir, opened, "none", lambda video: video[:, ::t, ::h, ::w, 0].astype(np.int32))
+    batches = pipeline.train_batches(stored, config, BATCH)
+    ours = rate(lambda: next(batches), BATCH, 4 * num_clips)
+    print(f"  stored tokens: {ours:.0f} clips/s per core, {ours / direct:.0f} times")
 
 
 def rate(step: Callable[[], object], clips_per_step: int, num_clips: int) -> float:

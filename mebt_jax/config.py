@@ -302,6 +302,9 @@ def _check_values(config: Config) -> None:
     if not 0 <= config.sample.top_k <= config.tokenizer.codes or not 0 < config.sample.top_p <= 1:
         raise UserError(f"config.sample.top_k is {config.sample.top_k} and top_p is {config.sample.top_p}, but they must lie between 0 "
                         f"and the {config.tokenizer.codes} codes, and above 0 and up to 1.")
+    if not 0 <= config.data.jpeg_quality <= 100:
+        raise UserError(f"config.data.jpeg_quality is {config.data.jpeg_quality}, but must lie between 1 and 100, or be 0 to keep "
+                        f"the pixels as they are.")
     if config.sample.remask_steps < 0 or not 0 < config.sample.remask_at < 1 or not 0 < config.sample.remask_share < 1:
         raise UserError(f"config.sample.remask_steps is {config.sample.remask_steps}, remask_at {config.sample.remask_at} and "
                         f"remask_share {config.sample.remask_share}, but the first must not be negative and the others must "

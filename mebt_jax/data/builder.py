@@ -1,6 +1,6 @@
 """The tensorflow-datasets builders: what a record holds, how a video is cut into records, and the files that they end up in.
 
-A record is a run of consecutive frames of one video as JPEG files, so that the pipeline decodes no more than the window that
+A record is a run of consecutive frames of one video as image files, so that the pipeline decodes no more than the window that
 it uses. Record files are written in parallel by data/preparation.py; a builder takes them over under the names and with the
 metadata by which tensorflow-datasets finds them. No feature here needs TensorFlow to be written or read.
 """
@@ -49,12 +49,16 @@ class RecordFile:
 def record_features(classes: Sequence[str]) -> tfds.features.FeaturesDict:
     """Of one record; `classes` are the names that videos are labelled with, if any."""
     return tfds.features.FeaturesDict({
-        "frames": tfds.features.Sequence(tfds.features.Text()),  # JPEG files
+        "frames": tfds.features.Sequence(tfds.features.Text()),  # image files
         "video": tfds.features.Text(),
         "start": np.int64,  # first frame of the record, counted in the video
         "frames_per_second": np.float32,  # 0 where unknown
         "label": tfds.features.ClassLabel(names=list(classes)) if classes else np.int64,  # -1 where there is none
     })
+
+
+# One record at a time can be read; images do not shrink, and unpacking them anew for each clip takes longer than decoding one.
+WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 class Records(tfds.core.dataset_builder.FileReaderBuilder):
@@ -102,19 +106,19 @@ def place(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def video_records(video: Video, settings: RecordSettings, label: int) -> tuple[int, Iterator[dict]]:
+def video_records(video: Video, settings: RecordSettings, label: int, folder: Path) -> tuple[int, Iterator[dict]]:
     """(number of frames, records in order) of one video, decoded once and holding one record in memory.
 
-    The JPEG files of the whole video wait in a temporary file, since only at its end it is known that the video is whole and
-    how many records it makes: a video is used whole or not at all.
+    The image files of the whole video wait in a temporary file in `folder`, since only at its end it is known that the video
+    is whole and how many records it makes: a video is used whole or not at all.
 
     Raises:
         BrokenVideo: it cannot be decoded to its end, or is shorter than a clip.
     """
-    spool = tempfile.TemporaryFile()
+    spool = tempfile.TemporaryFile(dir=folder)
     sizes = []
     for image in video_files.read_frames(video, settings.resolution):
-        content = clips.encode_jpeg(image, settings.jpeg_quality)
+        content = clips.encode_image(image, settings.jpeg_quality)
         spool.write(content)
         sizes.append(len(content))
     if len(sizes) < settings.span:
@@ -124,8 +128,8 @@ def video_records(video: Video, settings: RecordSettings, label: int) -> tuple[i
     def records() -> Iterator[dict]:
         with spool:
             spool.seek(0)
-            jpegs = (spool.read(size) for size in sizes)
-            for start, frames in cut_records(jpegs, record_bounds(len(sizes), settings.span, settings.record_frames)):
+            images = (spool.read(size) for size in sizes)
+            for start, frames in cut_records(images, record_bounds(len(sizes), settings.span, settings.record_frames)):
                 yield {"frames": frames, "video": video.name, "start": start, "frames_per_second": rate, "label": label}
 
     return len(sizes), records()

@@ -4,6 +4,7 @@ Between the data pipeline and the tokenizer a video is uint8 [B, F, H, W, 3]; in
 [-0.5, 0.5].
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,11 +42,12 @@ def square(image: np.ndarray, resolution: int) -> np.ndarray:
     return cv2.resize(image, (resolution, resolution), interpolation=interpolation)
 
 
-def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """[h, w, 3] uint8 RGB -> JPEG file content."""
-    done, content = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+def encode_image(image: np.ndarray, quality: int) -> bytes:
+    """[h, w, 3] uint8 RGB -> content of a JPEG file; of a BMP file, which keeps the pixels as they are, at quality 0."""
+    kind, options = (".jpg", [cv2.IMWRITE_JPEG_QUALITY, quality]) if quality else (".bmp", [])
+    done, content = cv2.imencode(kind, image[..., ::-1], options)
     if not done:
-        raise RuntimeError(f"OpenCV could not encode an image of shape {image.shape} as JPEG.")
+        raise RuntimeError(f"OpenCV could not encode an image of shape {image.shape} as {kind}.")
     return content.tobytes()
 
 
@@ -55,6 +57,11 @@ def decode_image(content: bytes) -> np.ndarray | None:
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def decode_jpegs(contents: Sequence[bytes]) -> np.ndarray:
-    """F JPEG files of one size -> uint8 [F, H, W, 3]."""
-    return np.stack([decode_image(content) for content in contents])
+def decode_images(contents: Sequence[bytes]) -> np.ndarray:
+    """F image files of one size -> uint8 [F, H, W, 3] RGB."""
+    images = (cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) for content in contents)
+    first = next(images)
+    video = np.empty((len(contents), *first.shape), np.uint8)
+    for frame, image in zip(video, itertools.chain([first], images)):
+        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=frame)
+    return video

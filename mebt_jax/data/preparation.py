@@ -217,12 +217,12 @@ def write_part(part: Part, settings: RecordSettings, features: tfds.features.Fea
     """Writes one file of records; what came of its videos, fit for JSON."""
     outcome: dict[str, Any] = {"file": part.name, "split": part.split, "records": 0, "videos": [], "skipped": []}
     content = hashlib.sha256()
-    writer = ArrayRecordWriter(str(path), "group_size:1")  # one record at a time can be read
+    writer = ArrayRecordWriter(str(path), builder.WRITER_OPTIONS)
     try:
         for video in part.videos:
             try:
                 label = list(classes).index(video.label) if video.label else -1
-                frames, records = builder.video_records(video, settings, label)
+                frames, records = builder.video_records(video, settings, label, path.parent)
                 for record in records:
                     writer.write(features.serialize_example(record))
                     content.update(f"{video.name}\0{record['start']}\0{label}\0".encode() + b"".join(record["frames"]))

@@ -1,6 +1,6 @@
 """The data sets by name: from `config.data` to random-access sources of records, for data/pipeline.py.
 
-A record is either {"video": uint8 [F', H, W, 3]} (moving shapes) or {"frames": F' JPEG files, "video": name, ...}
+A record is either {"video": uint8 [F', H, W, 3]} (moving shapes) or {"frames": F' image files, "video": name, ...}
 (data/builder.py), with F' at least the span of a clip.
 """
 

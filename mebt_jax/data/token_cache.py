@@ -187,7 +187,7 @@ def decoded(source: Sequence[dict], indices: range) -> Iterator[np.ndarray]:
 
     def frames(index: int) -> np.ndarray:
         record = source[index]
-        return clips.decode_jpegs(record["frames"]) if "frames" in record else record["video"]
+        return clips.decode_images(record["frames"]) if "frames" in record else record["video"]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting = collections.deque()
@@ -200,7 +200,7 @@ def decoded(source: Sequence[dict], indices: range) -> Iterator[np.ndarray]:
 
 
 def write_part(path: Path, codes: Sequence[tuple[int, np.ndarray]]) -> None:
-    writer = ArrayRecordWriter(str(path), "group_size:1")
+    writer = ArrayRecordWriter(str(path), builder.WRITER_OPTIONS)
     for windows, rows in codes:
         writer.write(FEATURES.serialize_example({"codes": rows.tobytes(), "windows": windows}))
     writer.close()

@@ -103,7 +103,7 @@ def test_an_interrupted_preparation_is_not_taken_for_a_finished_one(tmp_path, wr
     folder = tmp_path / "videos"
     write_video(folder / "a.mp4", quarters(20))
     videos = video_files.find_videos(folder)
-    encode, calls = builder.clips.encode_jpeg, []
+    encode, calls = builder.clips.encode_image, []
 
     def encode_some(image, quality):
         calls.append(None)
@@ -112,7 +112,7 @@ def test_an_interrupted_preparation_is_not_taken_for_a_finished_one(tmp_path, wr
         return encode(image, quality)
 
     with monkeypatch.context() as patch:
-        patch.setattr(builder.clips, "encode_jpeg", encode_some)
+        patch.setattr(builder.clips, "encode_image", encode_some)
         with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt):
             preparation.write_records(tmp_path / "records", videos, settings(folder))
     assert not (tmp_path / "records").exists()

@@ -35,7 +35,7 @@ def test_a_square_of_the_right_size_is_not_touched():
 
 def test_jpeg_round_trip_keeps_rgb_order():
     image = np.full((16, 16, 3), (200, 100, 50), np.uint8)
-    np.testing.assert_allclose(clips.decode_jpegs([clips.encode_jpeg(image, 95)])[0].astype(int), image, atol=3)
+    np.testing.assert_allclose(clips.decode_images([clips.encode_image(image, 95)])[0].astype(int), image, atol=3)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image"])

@@ -157,6 +157,16 @@ def test_taichi_by_its_folders_or_by_its_table(tmp_path, make_config, write_vide
         sources.list_videos(config.data, tmp_path / "b")
 
 
+def test_quality_0_keeps_every_pixel(tmp_path, make_config, write_video):
+    frames = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
+    for split in ("train", "test"):
+        write_video(tmp_path / "v" / split / "a.mkv", frames)
+    config = make_config(source="folder", path=str(tmp_path / "v"), resolution=32, jpeg_quality=0)
+    sources.prepare(config, tmp_path / "run")
+    (batch,) = pipeline.validation_batches(sources.open_sources(config, tmp_path / "run"), config, 1, 1)
+    np.testing.assert_array_equal(batch["video"][0], frames[1:9])
+
+
 def test_long_turned_and_uneven_videos_arrive_frame_by_frame(tmp_path, make_config, write_video, quarters):
     path = tmp_path / "videos"
     write_video(path / "train" / "long.mp4", np.concatenate([greys(50)] * 8))
