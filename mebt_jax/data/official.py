@@ -50,8 +50,8 @@ OFFICIAL = {
         classes=layouts.ucf101_classes),
     "sky_timelapse": OfficialSet(
         SkyTimelapseRecords, layouts.sky_timelapse,
-        "download sky_timelapse.zip by the link in https://github.com/weixiong-ur/mdgan, put it into a folder DIR, packed or "
-        "unpacked (it holds sky_train and sky_test; or put train.txt and test.txt with one frame path per line there), and "
+        "download the archive behind the link in https://github.com/weixiong-ur/mdgan, put it into a folder DIR, packed or "
+        "unpacked (with sky_train and sky_test; or put train.txt and test.txt with one frame path per line there), and "
         "pass --config.data.path=DIR",
         real_split="validation"),
     "taichi_hd": OfficialSet(
