@@ -66,8 +66,9 @@ def summary(manifest: dict) -> str:
     videos, frames, records, hours = (sum(manifest[name].values()) for name in ("videos", "frames", "records", "hours"))
     line = f"{videos} videos, {frames} frames, {hours:.2f} hours in {records} records; split {manifest['split']}"
     missing = {name: count - manifest["videos"][name] for name, count in manifest.get("published_videos", {}).items()}
-    if any(missing.values()):
-        line += f"; the published set has {', '.join(f'{n:+d} {name}' for name, n in missing.items() if n)} videos against this"
+    if any(n > 0 for n in missing.values()):
+        counts = ", ".join(f"{n} {name}" for name, n in missing.items() if n > 0)
+        line += f"; {counts} videos of the published set are not among them"
     skipped = manifest["skipped"]
     if not skipped:
         return f"{line}; none skipped"

@@ -11,6 +11,7 @@ import pytest
 
 from mebt_jax.data import pipeline, preparation, sources, video_files
 from mebt_jax.errors import UserError
+from mebt_jax.stages.data import summary
 
 
 def greys(frames, first=20, size=32):
@@ -67,6 +68,7 @@ def test_ucf101_from_its_archives_to_the_batch(ucf, tmp_path, make_config):
     assert reasons["UCF101/v_YoYo_g25_c04.avi"] == "has 5 frames, but a clip reaches over 8" and len(reasons) == 2
     assert manifest["sizes"] == {"32x32": 4} and manifest["frame_rates"] == {"25.0": 4}
     assert manifest["real_split"] == "train" and manifest["published_videos"] == {"train": 9537, "validation": 3783}
+    assert "; 9535 train, 3781 validation videos of the published set are not among them; 2 skipped (" in summary(manifest)
 
     opened = sources.open_sources(config, tmp_path / "run")
     labels = {row["video"].decode().split("_")[1]: int(row["label"]) for row in opened.train}
