@@ -24,6 +24,6 @@ def get_config() -> ConfigDict:
     config.tokenizer.code_width = 128
     config.tokenizer.training.steps = 300
 
-    config.transformer.training.steps = 1_200
+    config.transformer.training.steps = 1_500
     config.transformer.training.batch_size = 8
     return config
