@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from mebt_jax.config import Config
-from mebt_jax.data import builder, clips, video_files
+from mebt_jax.data import clips, preparation, video_files
 from mebt_jax.data.video_files import BrokenVideo, Video
 from mebt_jax.errors import UserError
 from mebt_jax.metrics import extraction, neighbours, protocols, report, results
@@ -206,7 +206,7 @@ def read_side(videos: list[Video], rule: ClipRule, limit: int, networks: Network
         found = extraction.extract(list(networks.values()), read(), size, mesh)
         return dict(zip(networks, found)) | {"used": np.array(used), "skipped": np.array(json.dumps(skipped))}
 
-    keys = [builder.listing_hash(videos), str(Path(videos[0].files[0]).parent), dataclasses.asdict(rule), limit,
+    keys = [preparation.listing_hash(videos), str(Path(videos[0].files[0]).parent), dataclasses.asdict(rule), limit,
             [network.name for network in networks.values()]]
     arrays = extraction.cached(folder, keys, compute)
     skipped = json.loads(str(arrays.pop("skipped")))

@@ -149,7 +149,7 @@ def test_bfloat16_is_close_to_float32_and_keeps_float32_parameters():
 
 def test_full_size_model_has_the_expected_shapes():
     width, latents, codes, positions = 1024, 256, 16_384, 8_192
-    graphdef, params = abstract(BASE, codes, positions)
+    graphdef, params = abstract(BASE, codes, (32, 16, 16))
     block = 4 * (width**2 + width) + (8 * width**2 + 5 * width) + 4 * width
     expected = 24 * block + (2 * codes + positions + latents + 1 + 2) * width
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected == 344_517_632
