@@ -18,7 +18,7 @@ from mebt_jax.interop.torch_files import write_torch_file
 from mebt_jax.interop.transformer import transformer_from_official
 from mebt_jax.metrics.c3d import c3d_logits
 from mebt_jax.runtime import mesh as mesh_lib, workdir as workdir_lib
-from mebt_jax.stages import data, sample, tokenizer as tokenizer_stage, transformer as transformer_stage
+from mebt_jax.stages import data, evaluate, sample, tokenizer as tokenizer_stage, transformer as transformer_stage
 from mebt_jax.stages.tokenizer import load_tokenizer
 from mebt_jax.stages.transformer import load_transformer
 from mebt_jax.tokenizer.discriminators import CLIPS
@@ -169,7 +169,8 @@ def stage_config(converted, **changes):
 
 
 def run_stages(config, workdir, names):
-    stages = {"data": data, "tokenizer": tokenizer_stage, "transformer": transformer_stage, "sample": sample}
+    stages = {"data": data, "tokenizer": tokenizer_stage, "transformer": transformer_stage, "sample": sample,
+              "evaluate": evaluate}
     for name in names:
         workdir_lib.require(config, workdir, name)
         stages[name].run(config, workdir)
@@ -187,7 +188,7 @@ def test_clips_are_sampled_from_a_converted_model(converted, tmp_path):
 @pytest.mark.slow
 def test_a_converted_model_is_trained_further_and_a_new_one_on_its_tokenizer(converted, tmp_path, capsys):
     steps = {"transformer__training__steps": 2, "masking__interval_schedule": "longest"}
-    run_stages(stage_config(converted, **steps), tmp_path / "further", ["data", "tokenizer", "transformer"])
+    run_stages(stage_config(converted, **steps), tmp_path / "further", ["data", "tokenizer", "transformer", "sample", "evaluate"])
     assert "starting from the weights of step 77" in capsys.readouterr().err
     config = stage_config(converted, **steps, transformer__checkpoint="", transformer__layers=("encode", "decode"))
     run_stages(config, tmp_path / "new", ["data", "tokenizer", "transformer"])
