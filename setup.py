@@ -35,6 +35,7 @@ setup(
         "notebook": ["mediapy>=1.2,<2", "imageio-ffmpeg>=0.6,<1", "ipykernel>=6.29,<8", "nbclient>=0.10,<1", "nbformat>=5.10,<6"],
         "tensorboard": ["tensorflow-cpu>=2.20,<3", "tensorboard>=2.20,<3"],
         "tpu": ["jax[tpu]>=0.10,<0.12"],
+        "aot": ["jax[tpu]>=0.10,<0.12"],  # libtpu compiles for a TPU without one
         "cuda12": ["jax[cuda12]>=0.10,<0.12"],
         "cuda13": ["jax[cuda13]>=0.10,<0.12"],
     },

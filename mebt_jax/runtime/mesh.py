@@ -5,7 +5,7 @@ is split over `data` and `fsdp`; parameters, their averages and optimizer moment
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,13 +38,13 @@ def _launched_in_parallel(environment: Mapping[str, str]) -> bool:
     return (launched and tasks > 1) or len(tpu_hosts) > 1
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """Mesh with the axes `AXES`; -1 on one axis takes all devices that are left.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh with the axes `AXES` over `devices` (default: those of this run); -1 on one axis takes all that are left.
 
     Raises:
         UserError: the axes do not fit the devices of this run.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else list(devices)
     sizes = {axis: getattr(config, axis) for axis in AXES}
     asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     open_axes = [axis for axis, size in sizes.items() if size == -1]
