@@ -7,6 +7,7 @@ shape; a layer's are gathered over these two when it runs. Models name the axes 
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,19 @@ def join_cluster(coordinator: str, num_processes: int, process_id: int) -> None:
         jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id)
     elif _launched_in_parallel(os.environ):
         jax.distributed.initialize()
+
+
+def leave_cluster(error: Exception) -> None:
+    """Ends this process after a failure that another process may have caused; with one process it raises `error` again.
+
+    Nothing is closed: whatever waits for all processes, as the end of a checkpoint does, would wait for the dead one too.
+    """
+    if jax.process_count() == 1:
+        raise error
+    reason = str(error).strip().splitlines()[0][:200]
+    print(f"Process {jax.process_index()} ends because another process of this run may have ended ({reason}); the same command "
+          f"on all of them goes on from the last checkpoint.", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _launched_in_parallel(environment: Mapping[str, str]) -> bool:

@@ -13,7 +13,7 @@ from tiny_config import tiny_config
 
 from mebt_jax.config import from_config_dict
 from mebt_jax.masking.capacities import all_shapes
-from mebt_jax.masking.split import draw_masking
+from mebt_jax.masking.split import Split, draw_masking
 from mebt_jax.runtime import mesh as mesh_lib
 from mebt_jax.runtime.optimizers import make_optimizer
 from mebt_jax.runtime.train_state import create_sharded, new_state
@@ -116,3 +116,43 @@ def samples(axes, order):
 @pytest.mark.parametrize("axes", ALL)
 def test_samples_are_those_of_one_device(axes, order):
     np.testing.assert_array_equal(samples(axes, order), samples(ONE, order))
+
+
+def collective_bytes(text):
+    """Bytes that the collectives of a compiled program produce on each device; the body of a loop counts once."""
+    sizes = {"f32": 4, "s32": 4, "u32": 4, "pred": 1}
+    calls = re.findall(r"= (.*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", text)
+    return sum(sizes[kind] * math.prod(int(size) for size in shape.split(",") if size)
+               for call in calls for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", call))
+
+
+def bytes_of_loss_and_gradients(layers, tokens, axes):
+    config = config_on(axes, transformer__layers=layers, transformer__loss_block=1024, data__frames=64)
+    mesh = mesh_lib.make_mesh(config.mesh)
+    graphdef, params = transformer_stage.abstract_transformer(config)
+    shardings = mesh_lib.state_sharding(params, mesh, config.runtime.fsdp_min_elements)
+    batch, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
+    integers, booleans = jax.ShapeDtypeStruct((4, tokens), jnp.int32), jax.ShapeDtypeStruct((4, tokens), bool)
+    split = Split(integers, integers, booleans, integers, integers, booleans)
+
+    def loss_and_gradients(params, split):
+        return jax.value_and_grad(
+            lambda p: transformer_stage.predict(nnx.merge(graphdef, p), split, config.transformer, None).loss)(params)
+
+    program = jax.jit(mesh_lib.on_mesh(mesh, loss_and_gradients), in_shardings=(shardings, batch),
+                      out_shardings=(everywhere, shardings))
+    return collective_bytes(program.lower(params, split).compile().as_text())
+
+
+def test_what_the_devices_send_each_other_does_not_grow_with_the_tokens():
+    axes = (1, 1, 4, 1)
+    few, many = (bytes_of_loss_and_gradients(("encode", "update", "decode"), tokens, axes) for tokens in (64, 128))
+    assert 0 < few == many
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layers", "grows"), [(("encode", "latent") * 2 + ("encode", "decode", "update", "decode"), False),
+                                               (("encode", "full", "decode"), True)])
+def test_what_grows_with_the_tokens_is_seen(layers, grows):
+    few, many = (bytes_of_loss_and_gradients(layers, tokens, (1, 1, 4, 1)) for tokens in (64, 128))
+    assert (many > few) == grows
