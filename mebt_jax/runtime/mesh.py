@@ -4,7 +4,6 @@ Axes: `data` (batch), `fsdp` (batch, and large parameters are split), `sequence`
 is split over `data` and `fsdp`; parameters, their averages and optimizer moments are split over `fsdp` by shape.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,25 +16,6 @@ from mebt_jax.errors import UserError
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH_AXES = ("data", "fsdp")
-
-
-def join_cluster(coordinator: str, num_processes: int, process_id: int) -> None:
-    """Connects this process to the others of a run; on one machine with no launcher this does nothing.
-
-    Must come before any other use of JAX. Without an explicit coordinator the launcher's environment decides.
-    """
-    if coordinator:
-        jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id)
-    elif _launched_in_parallel(os.environ):
-        jax.distributed.initialize()
-
-
-def _launched_in_parallel(environment: Mapping[str, str]) -> bool:
-    # A bare initialize() raises where there is no cluster, and a one-process allocation gains nothing from it.
-    tasks = max(int(environment.get(name, "1")) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    launched = "SLURM_STEP_NODELIST" in environment or "OMPI_COMM_WORLD_SIZE" in environment
-    tpu_hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return (launched and tasks > 1) or len(tpu_hosts) > 1
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
