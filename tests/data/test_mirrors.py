@@ -68,7 +68,7 @@ def test_no_mirror_is_one_sentence_that_says_what_to_do(tmp_path, archive, make_
     ucf = official.OFFICIAL["ucf101"]
     monkeypatch.setitem(sources.OFFICIAL, "ucf101", official.dataclasses.replace(ucf, archives=(archive("gone", "broken"),)))
     monkeypatch.setattr(mirrors, "ROUNDS", 1)
-    with pytest.raises(UserError, match="gone: the host says 404.*10,000 bytes are kept.*download UCF101.rar.*data.path=DIR"):
+    with pytest.raises(UserError, match="gone: the host says 404.*10,000 bytes are kept.*UCF101.rar.*data.source_dir=DIR"):
         sources.prepare(make_config(source="ucf101"), tmp_path / "run")
 
 
