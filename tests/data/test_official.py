@@ -30,9 +30,10 @@ def write_list(path, lines):
     path.write_text("\n".join(lines) + "\n")
 
 
-@pytest.fixture
-def ucf(tmp_path, write_video):
-    """UCF-101 as its mirror has it: all videos in one folder of a zip, the lists of the three splits in another."""
+@pytest.fixture(params=["zip"])
+def ucf(tmp_path, write_video, write_rar, request):
+    """UCF-101 packed: as its mirror has it, all videos in one folder of a zip, or as published, a folder for each class in a
+    rar; the lists of the three splits in a zip of their own."""
     root = tmp_path / "flat"
     for name, frames in (("ApplyEyeMakeup_g08_c01", 12), ("ApplyEyeMakeup_g01_c01", 12), ("HandStandPushups_g09_c01", 20),
                          ("YoYo_g25_c04", 5), ("YoYo_g03_c02", 9)):
@@ -47,15 +48,20 @@ def ucf(tmp_path, write_video):
     write_list(lists / "trainlist02.txt", ["YoYo/v_YoYo_g03_c02.avi 3"])  # of another split, not to be used
     folder = tmp_path / "packed"
     folder.mkdir()
-    with zipfile.ZipFile(folder / "UCF101_videos.zip", "w") as file:
-        for path in sorted(root.iterdir()):
-            file.write(path, f"UCF101/{path.name}")
+    if request.param == "rar":
+        write_rar(folder / "UCF101.rar", {f"UCF-101/{path.name.split('_')[1]}/{path.name}": path.read_bytes()
+                                          for path in sorted(root.iterdir())})
+    else:
+        with zipfile.ZipFile(folder / "UCF101_videos.zip", "w") as file:
+            for path in sorted(root.iterdir()):
+                file.write(path, f"UCF101/{path.name}")
     with zipfile.ZipFile(folder / "UCF101TrainTestSplits-RecognitionTask.zip", "w") as file:
         for path in sorted(lists.iterdir()):
             file.write(path, f"ucfTrainTestlist/{path.name}")
     return folder
 
 
+@pytest.mark.parametrize("ucf", ["zip", "rar"], indirect=True)
 def test_ucf101_from_its_archives_to_the_batch(ucf, tmp_path, make_config):
     config = make_config(source="ucf101", source_dir=str(ucf))
     sources.prepare(config, tmp_path / "run")
@@ -63,9 +69,10 @@ def test_ucf101_from_its_archives_to_the_batch(ucf, tmp_path, make_config):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # nothing unpacked is left
     manifest = preparation.read_manifest(folder)
     assert manifest["videos"] == {"train": 2, "validation": 2} and manifest["frames"] == {"train": 32, "validation": 21}
-    assert manifest["used"]["validation"] == {"UCF101/v_ApplyEyeMakeup_g01_c01.avi": 12, "UCF101/v_YoYo_g03_c02.avi": 9}
-    reasons = {entry["video"]: entry["reason"] for entry in manifest["skipped"]}
-    assert reasons["UCF101/v_YoYo_g25_c04.avi"] == "has 5 frames, but a clip reaches over 8" and len(reasons) == 2
+    used = {name.split("/")[-1]: frames for name, frames in manifest["used"]["validation"].items()}
+    assert used == {"v_ApplyEyeMakeup_g01_c01.avi": 12, "v_YoYo_g03_c02.avi": 9}
+    reasons = {entry["video"].split("/")[-1]: entry["reason"] for entry in manifest["skipped"]}
+    assert reasons["v_YoYo_g25_c04.avi"] == "has 5 frames, but a clip reaches over 8" and len(reasons) == 2
     assert manifest["sizes"] == {"32x32": 4} and manifest["frame_rates"] == {"25.0": 4}
     assert manifest["real_split"] == "train" and manifest["published_videos"] == {"train": 9537, "validation": 3783}
     assert "; 9535 train, 3781 validation videos of the published set are not among them; 2 skipped (" in summary(manifest)
