@@ -77,6 +77,8 @@ class Checkpointer:
             self.wait()
             self._manager.close()
             return
+        if kind is jax.errors.JaxRuntimeError and jax.process_count() > 1:
+            return  # if another process has died, closing would wait for it
         # Something else went wrong already: that is what the user must hear of, not the save behind it.
         with contextlib.suppress(*STORAGE_ERRORS):
             self._manager.close()

@@ -59,7 +59,8 @@ def run(config: Config, workdir: Path) -> None:
 
     # ---- data -------------------------------------------------------------------------------------------------------
     clip_sources = sources.open_sources(config, workdir)
-    batches = pipeline.train_batches(clip_sources, config, training.batch_size)
+    share = mesh_lib.host_share(mesh)
+    batches = pipeline.train_batches(clip_sources, config, training.batch_size, share)
 
     # ---- model and state --------------------------------------------------------------------------------------------
     graphdef, abstract_params = abstract_tokenizer(config)
@@ -77,13 +78,14 @@ def run(config: Config, workdir: Path) -> None:
 
     # ---- step -------------------------------------------------------------------------------------------------------
     batch, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
-    jitted_fit = jax.jit(functools.partial(fit_start, graphdef=graphdef, batch_size=training.batch_size),
+    fit = functools.partial(fit_start, graphdef=graphdef, batch_size=training.batch_size)
+    jitted_fit = jax.jit(mesh_lib.on_mesh(mesh, fit),
                          in_shardings=(shardings, batch, everywhere), out_shardings=shardings, donate_argnums=0)
     step = functools.partial(train_step, graphdef=graphdef, optimizer=optimizer, config=config.tokenizer)
-    jitted_step = jax.jit(step, in_shardings=(shardings, batch, everywhere), out_shardings=(shardings, everywhere),
+    jitted_step = jax.jit(mesh_lib.on_mesh(mesh, step), in_shardings=(shardings, batch, everywhere), out_shardings=(shardings, everywhere),
                           donate_argnums=0)
-    jitted_validation = jax.jit(functools.partial(validation_step, graphdef=graphdef, config=config.tokenizer),
-                                out_shardings=(everywhere, batch))
+    in_training = functools.partial(validation_step, graphdef=graphdef, config=config.tokenizer)
+    jitted_validation = jax.jit(mesh_lib.on_mesh(mesh, in_training), out_shardings=(everywhere, batch))
 
     def take_step(state: TrainState, rows: Mapping[str, np.ndarray], step: int) -> tuple[TrainState, dict[str, jax.Array]]:
         if step == 0:
@@ -93,10 +95,10 @@ def run(config: Config, workdir: Path) -> None:
     def first_clips() -> jax.Array:
         number = fitting.clips_needed(config.tokenizer.codes, int(np.prod(config.grid)), training.batch_size)
         telemetry.say(f"{STAGE}: placing {config.tokenizer.codes} codes among the features of {number} clips")
-        return mesh_lib.put_batch(mesh, next(pipeline.train_batches(clip_sources, config, number)))["video"]
+        return mesh_lib.put_batch(mesh, next(pipeline.train_batches(clip_sources, config, number, share)))["video"]
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
-        held_out = pipeline.validation_batches(clip_sources, config, training.batch_size, training.validation_batches)
+        held_out = pipeline.validation_batches(clip_sources, config, training.batch_size, training.validation_batches, share)
         return validation(jitted_validation, state, held_out, mesh, directory / "pictures" / f"step_{step:08d}.png")
 
     # ---- loop -------------------------------------------------------------------------------------------------------
