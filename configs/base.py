@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     # "moving_shapes" (built in), "folder" (any videos or frames), "ucf101", "sky_timelapse", "taichi_hd".
     data.source = "moving_shapes"
     # Folder that holds the videos, frame folders or official frame lists; unused for moving_shapes.
-    data.path = ""
+    data.source_dir = ""
     # Where the prepared records go; "" is <workdir>/data. Point several runs at one folder to prepare once.
     data.prepared_dir = ""
     # Pixels of the square frame: shorter side resized, centre cropped (paper: 128).

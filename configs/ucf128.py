@@ -1,6 +1,6 @@
 """UCF-101, 128 frames, 128x128: the paper's model and the official program's settings.
 
-    python -m mebt_jax.main --config=configs/ucf128.py --config.data.path=DIR
+    python -m mebt_jax.main --config=configs/ucf128.py --config.data.source_dir=DIR
 
 DIR holds the data set; docs/data.md says what to download and how to lay it out.
 Expected hardware: eight GPUs of 80 GB or the same memory in TPU chips, where the batch of 48 is the official 6 per GPU;

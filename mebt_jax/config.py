@@ -34,7 +34,7 @@ LEARNING_RATE_DECAYS = ("constant", "cosine")
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     source: str
-    path: str
+    source_dir: str
     prepared_dir: str
     resolution: int
     frames: int

@@ -6,8 +6,6 @@ shape; a layer's are gathered over these two when it runs. Models name the axes 
 """
 
 import functools
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,38 +37,6 @@ TENSOR_PARAMETERS = {
     **{(layer, "bias"): -1 for layer in ("query", "key", "value", "mlp_in")},
     **{(layer, "kernel"): -2 for layer in ("output", "mlp_out")},
 }
-
-
-def join_cluster(coordinator: str, num_processes: int, process_id: int) -> None:
-    """Connects this process to the others of a run; on one machine with no launcher this does nothing.
-
-    Must come before any other use of JAX. Without an explicit coordinator the launcher's environment decides.
-    """
-    if coordinator:
-        jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id)
-    elif _launched_in_parallel(os.environ):
-        jax.distributed.initialize()
-
-
-def leave_cluster(error: Exception) -> None:
-    """Ends this process after a failure that another process may have caused; with one process it raises `error` again.
-
-    Nothing is closed: whatever waits for all processes, as the end of a checkpoint does, would wait for the dead one too.
-    """
-    if jax.process_count() == 1:
-        raise error
-    reason = str(error).strip().splitlines()[0][:200]
-    print(f"Process {jax.process_index()} ends because another process of this run may have ended ({reason}); the same command "
-          f"on all of them goes on from the last checkpoint.", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
-def _launched_in_parallel(environment: Mapping[str, str]) -> bool:
-    # A bare initialize() raises where there is no cluster, and a one-process allocation gains nothing from it.
-    tasks = max(int(environment.get(name, "1")) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    launched = "SLURM_STEP_NODELIST" in environment or "OMPI_COMM_WORLD_SIZE" in environment
-    tpu_hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return (launched and tasks > 1) or len(tpu_hosts) > 1
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -81,14 +81,3 @@ def test_batches_keep_their_rows_in_order():
     placed = mesh_lib.put_batch(mesh, {"video": rows})["video"]
     assert placed.addressable_shards[0].data.shape == (2, 3)
     np.testing.assert_array_equal(mesh_lib.local_rows(placed), rows)
-
-
-@pytest.mark.parametrize(("environment", "parallel"), [
-    ({}, False),
-    ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "a"}, False),
-    ({"SLURM_NTASKS": "4"}, False),  # an allocation without srun: this process is alone
-    ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "a,b"}, True),
-    ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
-])
-def test_a_cluster_is_joined_only_where_a_launcher_made_one(environment, parallel):
-    assert mesh_lib._launched_in_parallel(environment) is parallel

@@ -71,6 +71,12 @@ def test_a_run_that_was_stopped_and_killed_ends_like_one_that_was_not(tokenizer_
     assert command.record() == tokenizer_run.record()
 
 
+def test_training_starts_fitted_to_the_clips(tokenizer_run):
+    metrics, _ = tokenizer_run.record()
+    first = metrics[0]
+    assert first["train/psnr"] > 18  # some 10 dB where it starts at noise
+
+
 def test_a_loss_that_explodes_stops_the_run_with_one_sentence(tmp_path):
     config = from_config_dict(tiny_config(mesh__data=1, tokenizer__training__learning_rate=1e30,
                                           tokenizer__training__clip_norm=0.0, tokenizer__training__checkpoint_every=1))
