@@ -235,10 +235,14 @@ def get_config() -> ConfigDict:
     evaluate.any_frame_rate = False
 
     config.mesh = mesh = ConfigDict()
-    # Devices along each axis; -1 on one axis means all that are left.
+    # Devices along each axis; -1 on one axis means all that are left. Data and fsdp split the clips of a batch; fsdp splits
+    # parameters and optimizer state too, which are gathered layer by layer.
     mesh.data = -1
     mesh.fsdp = 1
+    # Splits the tokens of a clip (in the tokenizer the rows of its frames), and the state as fsdp does: for clips that are too
+    # long for a device, or batches of fewer clips than devices.
     mesh.sequence = 1
+    # Splits heads, hidden channels and codes (in the tokenizer the columns of frames); must divide transformer.heads.
     mesh.tensor = 1
 
     config.runtime = runtime = ConfigDict()
@@ -246,6 +250,6 @@ def get_config() -> ConfigDict:
     runtime.seed = 0
     # Folder of compiled programs, shared by all runs; "" is ~/.cache/mebt_jax, "off" switches it off.
     runtime.compilation_cache = ""
-    # Arrays below this many elements are replicated instead of split over the fsdp axis.
+    # Arrays below this many elements are not split over the fsdp and sequence axes.
     runtime.fsdp_min_elements = 1_048_576
     return config

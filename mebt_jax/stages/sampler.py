@@ -68,6 +68,7 @@ class Sampler:
     @classmethod
     def from_workdir(cls, config: Config, workdir: Path) -> "Sampler":
         mesh = mesh_lib.make_mesh(config.mesh)
+        mesh_lib.check_heads(mesh, config.transformer.heads)
         tokenizer = load_tokenizer(config, workdir, mesh)
         return cls(config, tokenizer, load_transformer(config, workdir, mesh, tokenizer.content_hash), mesh)
 

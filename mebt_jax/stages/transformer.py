@@ -58,6 +58,7 @@ def run(config: Config, workdir: Path) -> None:
 
     # ---- mesh -------------------------------------------------------------------------------------------------------
     mesh = mesh_lib.make_mesh(config.mesh)
+    mesh_lib.check_heads(mesh, config.transformer.heads)
     training = config.transformer.training
     mesh_lib.check_batch_size(mesh, training.batch_size // training.accumulation, "config.transformer.training.batch_size")
     if training.steps == 0:
