@@ -52,10 +52,12 @@ def get_config() -> ConfigDict:
     # "moving_shapes" (built in), "folder" (any videos or frames), "ucf101", "sky_timelapse", "taichi_hd", or "images", each of
     # them a clip of one frame.
     data.source = "moving_shapes"
-    # Folder that holds the videos, frame folders or official frame lists; unused for moving_shapes.
+    # Folder of your own videos, frame folders, frame lists ("folder") or images ("images").
+    data.path = ""
+    # Folder where the files of a published set ("ucf101", "sky_timelapse", "taichi_hd") are, packed or not.
     data.source_dir = ""
-    # Several sources instead of that one: ({"source": "ucf101", "source_dir": "DIR", "weight": 3.0}, {...}, ...). Clips come from
-    # each in proportion to the weights; images, beside videos, train the tokenizer alone, in batches of their own (docs/data.md).
+    # Several sources instead of that one: ({"source": "ucf101", "path": "DIR", "weight": 3.0}, {...}, ...). Clips come from each
+    # in proportion to the weights; images, beside videos, train the tokenizer alone, in batches of their own (docs/data.md).
     data.mixture = ()
     # Where the prepared records go; "" is <workdir>/data. Point several runs at one folder to prepare once.
     data.prepared_dir = ""
