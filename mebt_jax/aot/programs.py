@@ -1,4 +1,4 @@
-"""The programs that a run of a config compiles, lowered for devices that are not there: nothing is made but shapes."""
+"""The programs that a run of a config compiles, traced for devices that need not be there: nothing is made but shapes."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ class Program:
 
     name: str
     mesh: Mesh
-    lowered: jax.stages.Lowered
+    traced: jax.stages.Traced
     flops: int  # of the matrix products as they run, recomputation included
     useful_flops: int  # three times the forward pass for training: what the model needs, by the usual convention
     clips: int
@@ -71,7 +71,7 @@ def transformer_step(config: Config, mesh: Mesh, shape: StepShape | None = None)
         split = split_tokens(jax.random.key(0), *draw, shape=shape)
         return transformer.predict(nnx.merge(graphdef, params), split, config.transformer, key=None).loss
 
-    return [Program("transformer train step", mesh, _lower(traced), matrix_flops(traced.jaxpr.jaxpr),
+    return [Program("transformer train step", mesh, traced, matrix_flops(traced.jaxpr.jaxpr),
                     3 * _flops(forward, params, *draw), batch, field, _resident(state, shardings))]
 
 
@@ -95,7 +95,7 @@ def tokenizer_step(config: Config, mesh: Mesh) -> list[Program]:
     def forward(params: nnx.State, codebook: quantizers.Codebook, video: jax.Array) -> jax.Array:
         return losses.tokenizer_loss(nnx.merge(graphdef, params), codebook, video.astype(jnp.float32), config.tokenizer)[0]
 
-    return [Program("tokenizer train step", mesh, _lower(traced), matrix_flops(traced.jaxpr.jaxpr),
+    return [Program("tokenizer train step", mesh, traced, matrix_flops(traced.jaxpr.jaxpr),
                     3 * _flops(forward, params, codebook, video), training.batch_size, field, _resident(state, shardings))]
 
 
@@ -122,7 +122,7 @@ def sampling(config: Config, mesh: Mesh) -> list[Program]:
             sizes=sizes, by_confidence=one.kind == DRAFT and plan.order == "confidence", num_known=plan.num_known,
             partitions=plan.partitions, top_k=plan.top_k, top_p=plan.top_p, block=config.transformer.loss_block, sharding=batch)
         useful = cost.pass_flops(config.transformer, config.tokenizer.codes, one, sizes, plan.num_tokens, plain=False)
-        made.append(Program(f"{one.kind} pass of {sizes.targets} targets", mesh, _lower(traced),
+        made.append(Program(f"{one.kind} pass of {sizes.targets} targets", mesh, traced,
                             matrix_flops(traced.jaxpr.jaxpr), useful * sample.batch_size, sample.batch_size, field, resident,
                             turns))
     return [*made, pixels(config, mesh, sample.batch_size)]
@@ -137,7 +137,7 @@ def pixels(config: Config, mesh: Mesh, batch_size: int) -> Program:
     program = functools.partial(transformer.decode_clips, graphdef=graphdef)
     traced = jax.jit(mesh_lib.on_mesh(mesh, program), out_shardings=batch).trace(*weights, codes)
     flops = matrix_flops(traced.jaxpr.jaxpr)
-    return Program("codes to pixels", mesh, _lower(traced), flops, flops, batch_size, "config.sample.batch_size",
+    return Program("codes to pixels", mesh, traced, flops, flops, batch_size, "config.sample.batch_size",
                    _resident((*weights, codes)))
 
 
@@ -152,10 +152,6 @@ def _distinct(plan: Plan) -> list[tuple[Any, Any, int]]:
     for one, sizes in zip(plan.passes, shared_sizes(plan)):
         found.setdefault((one.kind, sizes), []).append(one)
     return [(passes[0], sizes, len(passes)) for (_, sizes), passes in found.items()]
-
-
-def _lower(traced: jax.stages.Traced) -> jax.stages.Lowered:
-    return traced.lower(lowering_platforms=("tpu",))
 
 
 def _flops(function: Callable[..., jax.Array], *args: Any) -> int:

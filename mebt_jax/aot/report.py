@@ -65,7 +65,8 @@ def compile_report(program: Program, chip: Chip, slices: int = 1, effort: float 
         DoesNotFit: as it says.
     """
     try:
-        compiled = program.lowered.compile(dict.fromkeys(EFFORT_OPTIONS, effort) if effort else None)
+        lowered = program.traced.lower(lowering_platforms=("tpu",))
+        compiled = lowered.compile(dict.fromkeys(EFFORT_OPTIONS, effort) if effort else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
