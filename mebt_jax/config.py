@@ -19,10 +19,11 @@ from mebt_jax.errors import UserError
 
 BLOCK_KINDS = ("encode", "latent", "update", "decode", "full", "maskgit")
 NORMS = ("group", "token", "batch")
+ADVERSARIAL_LOSSES = ("hinge", "vanilla")
 FLAVOURS = ("paper", "modern")
 REMAT_POLICIES = ("none", "block", "dots")
 DTYPES = ("float32", "bfloat16")
-DATA_SOURCES = ("moving_shapes", "folder", "ucf101", "sky_timelapse", "taichi_hd")
+DATA_SOURCES = ("moving_shapes", "folder", "ucf101", "sky_timelapse", "taichi_hd", "images")
 TASKS = ("generate", "predict", "interpolate", "fill", "extend", "edit")
 FORMATS = ("mp4", "gif", "npz", "frames")
 ORDERS = ("confidence", "random", "halton")
@@ -32,9 +33,17 @@ LEARNING_RATE_DECAYS = ("constant", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
+class MixturePart:
+    source: str
+    source_dir: str
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     source: str
     source_dir: str
+    mixture: tuple[MixturePart, ...]
     prepared_dir: str
     resolution: int
     frames: int
@@ -47,6 +56,11 @@ class DataConfig:
     workers: int
     tokens: bool
     seed: int
+
+    @property
+    def parts(self) -> tuple[MixturePart, ...]:
+        """The sources of the mixture, or the one source."""
+        return self.mixture or (MixturePart(self.source, self.source_dir, weight=1.0),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +84,27 @@ class TrainingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AdversarialConfig:
+    frame_weight: float
+    clip_weight: float
+    feature_weight: float
+    loss: str
+    channels: int
+    layers: int
+    learning_rate: float
+    start: int
+    warmup: int
+    ramp: int
+    share: float
+    scale_limit: float
+    lecam_weight: float
+
+    @property
+    def on(self) -> bool:
+        return self.frame_weight > 0 or self.clip_weight > 0
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
     compression: tuple[int, int, int]
     patch: tuple[int, int, int]
@@ -80,6 +115,9 @@ class TokenizerConfig:
     l1_weight: float
     l2_weight: float
     commitment_weight: float
+    perceptual_weight: float
+    lpips: str
+    adversarial: AdversarialConfig
     codebook_decay: float
     restart_threshold: float
     dtype: str
@@ -257,6 +295,7 @@ def _check_values(config: Config) -> None:
     choices = {
         "data.source": (config.data.source, DATA_SOURCES),
         "tokenizer.norm": (config.tokenizer.norm, NORMS),
+        "tokenizer.adversarial.loss": (config.tokenizer.adversarial.loss, ADVERSARIAL_LOSSES),
         "tokenizer.dtype": (config.tokenizer.dtype, DTYPES),
         "tokenizer.training.decay": (config.tokenizer.training.decay, LEARNING_RATE_DECAYS),
         "transformer.dtype": (config.transformer.dtype, DTYPES),
@@ -269,12 +308,14 @@ def _check_values(config: Config) -> None:
         "sample.task": (config.sample.task, TASKS),
         "sample.order": (config.sample.order, ORDERS),
     }
+    choices |= {f"data.mixture[{i}].source": (part.source, DATA_SOURCES) for i, part in enumerate(config.data.mixture)}
     choices |= {f"sample.formats[{i}]": (name, FORMATS) for i, name in enumerate(config.sample.formats)}
     choices |= {f"transformer.layers[{i}]": (kind, BLOCK_KINDS) for i, kind in enumerate(config.transformer.layers)}
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise UserError(f"config.{name} is {value!r}, but must be one of {', '.join(allowed)}.")
 
+    _check_parts(config)
     t, h, w = config.tokenizer.compression
     for name, size, factor in (("frames", config.data.frames, t), ("resolution", config.data.resolution, h),
                                ("resolution", config.data.resolution, w)):
@@ -289,6 +330,13 @@ def _check_values(config: Config) -> None:
     if config.tokenizer.norm == "batch" and not config.tokenizer.checkpoint:
         raise UserError("config.tokenizer.norm is 'batch', whose statistics come with a converted official tokenizer; give one "
                         "as config.tokenizer.checkpoint, or set it to 'group' to train a tokenizer.")
+    adversarial = config.tokenizer.adversarial
+    for name in ("frame_weight", "clip_weight", "feature_weight", "learning_rate", "ramp", "share", "scale_limit", "lecam_weight"):
+        if getattr(adversarial, name) < 0:
+            raise UserError(f"config.tokenizer.adversarial.{name} is {getattr(adversarial, name)}, but must not be negative.")
+    if not 0 <= adversarial.warmup <= adversarial.start:
+        raise UserError(f"config.tokenizer.adversarial.warmup is {adversarial.warmup}, but the discriminators can only learn alone in "
+                        f"the 0 to {adversarial.start} steps before config.tokenizer.adversarial.start.")
     if config.transformer.width % config.transformer.heads:
         raise UserError(f"config.transformer.width is {config.transformer.width}, which config.transformer.heads "
                         f"{config.transformer.heads} does not divide.")
@@ -318,6 +366,7 @@ def _check_values(config: Config) -> None:
         "evaluate.clips": config.evaluate.clips, "evaluate.batch_size": config.evaluate.batch_size,
         "masking.splits": config.masking.splits, "transformer.loss_block": config.transformer.loss_block,
         "tokenizer.training.steps": config.tokenizer.training.steps,
+        "tokenizer.adversarial.channels": adversarial.channels, "tokenizer.adversarial.layers": adversarial.layers,
     }
     # A transformer that is given may be used as it is.
     if not (config.transformer.checkpoint and config.transformer.training.steps == 0):
@@ -325,3 +374,19 @@ def _check_values(config: Config) -> None:
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"config.{name} is {value}, but must be at least 1.")
+
+
+def _check_parts(config: Config) -> None:
+    """Sources have weights above 0, and one-frame clips come beside longer ones only where the tokenizer takes both."""
+    for i, part in enumerate(config.data.mixture):
+        if not 0 < part.weight < float("inf"):
+            raise UserError(f"config.data.mixture[{i}].weight is {part.weight}, but must be a number above 0; leave the source out "
+                            f"to use none of it.")
+    images = [part.source == "images" for part in config.data.parts]
+    if any(images) and config.data.frames > 1:
+        if all(images):
+            raise UserError(f"config.data.frames is {config.data.frames}, but images are clips of one frame; add a source of videos "
+                            f"to config.data.mixture, or set config.data.frames to 1.")
+        if config.tokenizer.compression[0] > 1:
+            raise UserError(f"config.data.mixture has images, clips of one frame, which the tokenizer's compression of "
+                            f"{config.tokenizer.compression[0]} does not divide; take one whose compression over time is 1.")

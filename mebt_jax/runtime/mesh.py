@@ -146,12 +146,23 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def gather(params: Any) -> Any:
-    """Parameters about to be used, no longer split over STATE_AXES; outside of `on_mesh` they are returned as they are."""
+    """Parameters about to be used, no longer split over STATE_AXES; outside of `on_mesh` they are returned as they are.
+
+    Their gradients may come split in any way: no device needs more of them than its part of the state.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return params
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: jax.lax.with_sharding_constraint(x, PartitionSpec(*_tensor_spec(path, x.shape, mesh))), params)
+        lambda path, x: _gathered(x, PartitionSpec(*_tensor_spec(path, x.shape, mesh))), params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+_gathered.defvjp(lambda x, spec: (_gathered(x, spec), None), lambda spec, _, gradient: (gradient,))
 
 
 def state_sharding(abstract_state: Any, mesh: Mesh, min_elements: int) -> Any:

@@ -296,7 +296,11 @@ def _by_position(state: DecodeState, grid: tuple[int, int, int]) -> Decoded:
 
 
 def _constrained(state: DecodeState, sharding: jax.sharding.NamedSharding | None) -> DecodeState:
-    return state if sharding is None else jax.lax.with_sharding_constraint(state, sharding)
+    if sharding is None:
+        return state
+    tokens = jax.lax.with_sharding_constraint(state.replace(cache=None), sharding)
+    return tokens.replace(cache=jax.tree.map(
+        lambda x: mesh_lib.constrain(x, "batch", None, None, "heads", None), state.cache))
 
 
 def _fold(keys: jax.Array, data: jax.Array | int) -> jax.Array:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from mebt_jax.config import TransformerConfig
 from mebt_jax.runtime.mesh import constrain
@@ -52,7 +53,8 @@ class Block(nnx.Module):
     def key_set(self, tokens: jax.Array, valid: jax.Array | None, angles: jax.Array | None) -> KeySet:
         """What asked tokens [B, S, D] with angles [B, S, Dh / 2] offer."""
         normed = self.attention_norm(tokens)
-        return KeySet(self._split_heads(self.key(normed), angles), self._split_heads(self.value(normed)), valid)
+        key = self._split_heads(checkpoint_name(self.key(normed), "key"), angles)
+        return KeySet(key, self._split_heads(checkpoint_name(self.value(normed), "value")), valid)
 
     def __call__(
         self,
@@ -69,7 +71,7 @@ class Block(nnx.Module):
         """
         attention_key, output_key, mlp_key = (None,) * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
         normed = self.attention_norm(asking)
-        query = self._split_heads(self.query(normed), angles)
+        query = self._split_heads(checkpoint_name(self.query(normed), "query"), angles)
         if gather == "asking":
             query = constrain(query, "batch", None, "heads", None)
         else:
@@ -78,10 +80,11 @@ class Block(nnx.Module):
         heads = attend(query, asked, dropout_rate=self.attention_dropout, dropout_key=attention_key)
         heads = constrain(heads, "batch", "tokens", "heads", None)
         residual = normed if self.flavour == "paper" else asking
-        x = residual + dropout(self.output(heads.reshape(asking.shape)), self.residual_dropout, output_key)
-        x = constrain(x, "batch", "tokens", None)
-        hidden = jax.nn.gelu(constrain(self.mlp_in(self.mlp_norm(x)), "batch", "tokens", "hidden"), approximate=False)
-        return constrain(x + dropout(self.mlp_out(hidden), self.residual_dropout, mlp_key), "batch", "tokens", None)
+        attended = checkpoint_name(self.output(heads.reshape(asking.shape)), "attended")
+        x = constrain(residual + dropout(attended, self.residual_dropout, output_key), "batch", "tokens", None)
+        hidden = checkpoint_name(constrain(self.mlp_in(self.mlp_norm(x)), "batch", "tokens", "hidden"), "hidden")
+        answer = checkpoint_name(self.mlp_out(jax.nn.gelu(hidden, approximate=False)), "answer")
+        return constrain(x + dropout(answer, self.residual_dropout, mlp_key), "batch", "tokens", None)
 
     def _split_heads(self, x: jax.Array, angles: jax.Array | None = None) -> jax.Array:
         heads = x.reshape(*x.shape[:2], self.heads, x.shape[-1] // self.heads)

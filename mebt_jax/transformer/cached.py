@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mebt_jax.runtime.mesh import gather
+from mebt_jax.runtime.mesh import constrain, gather
 from mebt_jax.transformer.attention import KeySet
 from mebt_jax.transformer.blocks import apply_block, gathered_side
 from mebt_jax.transformer.model import MeBT
 from mebt_jax.transformer.stack import Stack
 
-# For every stack and every encode block of its unit, keys and values [B, repeats, slots, K, Dh].
+# For every stack and every encode block of its unit, keys and values [B, repeats, slots, K, Dh]. Slots are not split over devices:
+# the first C of them, which are asked, would lie on a few; what is computed with them is split.
 Cache = tuple[tuple[tuple[jax.Array, jax.Array], ...], ...]
 
 
@@ -94,8 +95,8 @@ def _run_stack(stack: Stack, kept: tuple[tuple[jax.Array, jax.Array], ...], toke
         for block, kind in zip(nnx.merge(graphdef, gather(params)), stack.unit):
             if kind == "encode":
                 # One layer at a time is cut out of the cache; as an operand of the scan all layers would be copied.
-                key, value = (jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False)[:, :contexts]
-                              for x in next(offers))
+                key, value = (constrain(jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False)[:, :contexts],
+                                        "batch", "tokens", "heads", None) for x in next(offers))
                 tokens = tokens | {"latents": block(tokens["latents"], [KeySet(key, value, context_valid)], latent_angles,
                                                     gather=gathered_side("latents"))}
             else:

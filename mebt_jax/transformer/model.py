@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mebt_jax.config import TransformerConfig
-from mebt_jax.runtime.mesh import constrain
+from mebt_jax.runtime.mesh import constrain, gather
 from mebt_jax.transformer.attention import dropout
 from mebt_jax.transformer.blocks import layer_norm, linear
 from mebt_jax.transformer.rotary import Grid, latent_angles, token_angles
@@ -112,7 +112,7 @@ class MeBT(nnx.Module):
 
     def _rows(self, table: str, indices: jax.Array) -> jax.Array:
         """Rows [B, S, D] of a table; each device looks up its own tokens in the whole table."""
-        return constrain(getattr(self, table)[...], None, None)[constrain(indices, "batch", "tokens")]
+        return gather(getattr(self, table)[...])[constrain(indices, "batch", "tokens")]
 
     def _embed(
         self, context_codes: jax.Array, context_positions: jax.Array, target_positions: jax.Array, key: jax.Array | None
