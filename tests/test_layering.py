@@ -13,7 +13,7 @@ ALLOWED["runtime"] = {*EVERYONE, "runtime"}
 ALLOWED["interop"] = {*EVERYONE, "runtime", "interop", "tokenizer", "transformer", "metrics"}
 ALLOWED["stages"] = {*EVERYONE, "runtime", "interop", "stages", *PIPELINE}
 ALLOWED["main"] = {*EVERYONE, "runtime", "stages"}
-ALLOWED["aot"] = {*ALLOWED["main"], "main", "masking"}
+ALLOWED["aot"] = {*ALLOWED["main"], "main", "aot", "masking", "sampling", "tokenizer"}
 ALLOWED["config"] = ALLOWED["config_data"] = ALLOWED["errors"] = EVERYONE
 
 GRAB_BAGS = {"util", "utils", "helper", "helpers", "common", "misc"}
