@@ -1,4 +1,4 @@
-"""From sources of records to batches of clips, with grain. Last file of the data room; the training loops call it.
+"""From sources of records to batches of clips, with grain; the training loops call it.
 
 The order of the clips and the place of each window are pure functions of (config.data.seed, global clip number), whatever
 the number of hosts, threads or workers. So the whole state of an iterator is the number of the next clip.
@@ -62,7 +62,7 @@ class BatchIterator:
         if rest:
             raise UserError(f"This run has used {state['next_clip']} training clips, which the batch size "
                             f"{self._batch_size} does not divide; go on with the batch size it had.")
-        self._iterator = _read(self._batches.slice(slice(self._next_batch, sys.maxsize)), self._workers)
+        self._iterator = read(self._batches.slice(slice(self._next_batch, sys.maxsize)), self._workers)
 
 
 class Shuffled:
@@ -136,7 +136,7 @@ def train_batches(sources: Sources, config: Config, batch_size: int) -> BatchIte
     else:
         dataset = grain.MapDataset.source(sources.train).seed(data.seed).shuffle().repeat(None)
     dataset = dataset.random_map(RandomWindow(data.frames, data.frame_stride))
-    return BatchIterator(_share(dataset, batch_size), batch_size, data.workers)
+    return BatchIterator(share(dataset, batch_size), batch_size, data.workers)
 
 
 def validation_batches(
@@ -154,7 +154,7 @@ def validation_batches(
     if len(dataset) < batch_size:
         dataset = dataset.repeat(None)[:batch_size]
     batches = min(num_batches, len(dataset) // batch_size)
-    return iter(_read(_share(dataset[: batches * batch_size], batch_size), workers=0))
+    return iter(read(share(dataset[: batches * batch_size], batch_size), workers=0))
 
 
 def _windows(record: dict, frames: int, stride: int) -> int:
@@ -163,7 +163,7 @@ def _windows(record: dict, frames: int, stride: int) -> int:
     return len(record["frames" if "frames" in record else "video"]) - clips.span(frames, stride) + 1
 
 
-def _share(dataset: grain.MapDataset, batch_size: int) -> grain.MapDataset:
+def share(dataset: grain.MapDataset, batch_size: int) -> grain.MapDataset:
     """Element k of the result is this host's share of global batch k; the shares of the other hosts are never made."""
     hosts = jax.process_count()
     if batch_size % hosts:
@@ -171,7 +171,8 @@ def _share(dataset: grain.MapDataset, batch_size: int) -> grain.MapDataset:
     return dataset.batch(batch_size // hosts)[jax.process_index() :: hosts]
 
 
-def _read(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, np.ndarray]]:
+def read(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """The batches in order, made ahead by threads, or by `workers` processes."""
     threads = min(BATCHES_AHEAD, os.cpu_count() or 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=BATCHES_AHEAD)
     dataset = batches.to_iter_dataset(options)
