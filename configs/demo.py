@@ -37,7 +37,8 @@ def get_config() -> ConfigDict:
     config.tokenizer.training.beta1 = 0.9
     config.tokenizer.training.beta2 = 0.95
     config.tokenizer.training.ema_decay = 0.98
-    config.tokenizer.training.validate_every = 75
+    config.tokenizer.training.log_every = 10
+    config.tokenizer.training.validate_every = 50
     config.tokenizer.training.validation_batches = 4
     config.tokenizer.training.checkpoint_every = 75
 

@@ -36,15 +36,15 @@ class ClipPerVideo:
         record, start = self._places[index].tolist()
         return pipeline.cut(self._records[record], start, self._frames, self._stride)
 
-    def batches(self, size: int, count: int) -> Iterator[dict[str, np.ndarray]]:
-        """This host's rows of batches of `size` clips, the first `count` or as many as there are.
+    def batches(self, size: int, count: int, share: pipeline.Share = pipeline.WHOLE) -> Iterator[dict[str, np.ndarray]]:
+        """This host's share of batches of `size` clips, the first `count` or as many as there are.
 
         The last batch is filled up with its last clip, so that none is left out; who measures leaves those rows away.
         """
         count = min(count, len(self))
         order = np.minimum(np.arange(-(-count // size) * size), count - 1)
         dataset = grain.MapDataset.source(order).map(lambda index: self[int(index)])
-        return iter(pipeline.read(pipeline.share(dataset, size), workers=0))
+        return iter(pipeline.read(pipeline.shared(dataset, size, share), workers=0))
 
 
 def open_clips(config: Config, workdir: Path, split: str) -> ClipPerVideo:

@@ -41,19 +41,19 @@ def prepare(config: Config, workdir: Path) -> None:
         return
     folder = records_folder(config, workdir)
     finished = folder.exists()
-    if finished and not (data.path and Path(data.path).is_dir()):
+    if finished and not (data.source_dir and Path(data.source_dir).is_dir()):
         return  # the records are all that training needs; the videos may be gone
     official = OFFICIAL.get(data.source)
     # Only a machine without the archives' content needs it unpacked, and only until the records are written.
     unpacked = folder.with_name(f"{data.source}_unpacked")
-    if finished and is_packed(Path(data.path)):
+    if finished and is_packed(Path(data.source_dir)):
         return
     videos_folder = find_folder(data, folder.with_name(f"{data.source}_downloaded"), unpacked)
     videos = list_videos(data, videos_folder)
     if finished:
         if preparation.read_manifest(folder)["listing"] == preparation.listing_hash(videos):
             return
-        telemetry.say(f"The files in {data.path} changed since {folder} was written; preparing them anew.")
+        telemetry.say(f"The files in {data.source_dir} changed since {folder} was written; preparing them anew.")
     facts = {}
     if official:
         facts = {"homepage": official.builder.homepage, "real_split": official.real_split,
@@ -112,21 +112,21 @@ def prepared_folder(config: Config, workdir: Path) -> Path:
 
 
 def find_folder(data: DataConfig, downloaded: Path, unpacked: Path) -> Path:
-    """The folder that holds the videos: config.data.path, or where what it holds packed, or what is fetched, is unpacked.
+    """The folder that holds the videos: source_dir, or where what it holds packed, or what is fetched, is unpacked.
 
     Raises:
         UserError: there is no folder and nothing that can be fetched.
     """
     official = OFFICIAL.get(data.source)
-    advice = official.missing if official else "pass --config.data.path=DIR with a folder of videos or of folders of frames"
-    path = Path(data.path)
-    if not data.path and official and official.archives:
+    advice = official.missing if official else "pass --config.data.source_dir=DIR with videos or folders of frames in it"
+    path = Path(data.source_dir)
+    if not data.source_dir and official and official.archives:
         for archive in official.archives:
             mirrors.fetch(archive, downloaded, by_hand=advice)
         path = downloaded
-    elif not data.path or not path.is_dir():
-        problem = f"config.data.path {data.path!r} is not a folder" if data.path else "config.data.path is empty"
-        raise UserError(f"{problem}; {advice}.")
+    elif not data.source_dir or not path.is_dir():
+        problem = f"{data.source_dir!r} is not a folder" if data.source_dir else "is empty"
+        raise UserError(f"config.data.source_dir {problem}; {advice}.")
     if not is_packed(path):
         return path
     for archive in mirrors.find_archives(path):
@@ -157,7 +157,7 @@ def list_videos(data: DataConfig, path: Path) -> list[Video]:
 
 def _settings(data: DataConfig) -> builder.RecordSettings:
     return builder.RecordSettings(
-        source=data.source, path=str(Path(data.path).resolve()) if data.path else "",
+        source=data.source, path=str(Path(data.source_dir).resolve()) if data.source_dir else "",
         resolution=data.resolution, jpeg_quality=data.jpeg_quality,
         record_frames=data.record_frames, span=clips.span(data.frames, data.frame_stride),
         validation_fraction=data.validation_fraction, seed=data.seed,

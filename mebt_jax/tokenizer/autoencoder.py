@@ -17,6 +17,7 @@ from flax import nnx
 
 from mebt_jax.config import TokenizerConfig
 from mebt_jax.runtime.checkpoints import content_hash
+from mebt_jax.runtime.mesh import constrain
 from mebt_jax.tokenizer import quantizers
 from mebt_jax.tokenizer.convolutions import SameConv3d, SameConvTranspose3d, Size
 from mebt_jax.tokenizer.norms import make_norm
@@ -46,17 +47,19 @@ class Tokenizer(nnx.Module):
 
     def encode(self, video: jax.Array) -> jax.Array:
         """Video in [-0.5, 0.5], [B, F, H, W, 3] -> features before quantization, float32 [B, T, H, W, E]."""
+        video = constrain(video, "batch", None, "rows", "columns", None)
         features = self.to_features(self.encoder(fold_patches(video, self.patch)))
         if self.patch != (1, 1, 1):
             features = features + self.shortcut_in(fold_patches(video, self.compression))
-        return features.astype(jnp.float32)
+        return constrain(features.astype(jnp.float32), "batch", None, "rows", "columns", None)
 
     def decode(self, embeddings: jax.Array) -> jax.Array:
         """Embeddings [B, T, H, W, E] -> video, float32 [B, F, H, W, 3], near [-0.5, 0.5] but not clipped to it."""
+        embeddings = constrain(embeddings, "batch", None, "rows", "columns", None)
         video = unfold_patches(self.decoder(self.from_embeddings(embeddings)), self.patch)
         if self.patch != (1, 1, 1):
             video = video + unfold_patches(self.shortcut_out(embeddings), self.compression)
-        return video.astype(jnp.float32)
+        return constrain(video.astype(jnp.float32), "batch", None, "rows", "columns", None)
 
 
 def encode_to_codes(tokenizer: Tokenizer, codebook: quantizers.Codebook, video: jax.Array) -> jax.Array:

@@ -56,7 +56,7 @@ def fit_shortcuts(tokenizer: Tokenizer, video: jax.Array) -> None:
     components = jnp.flip(vectors, axis=1)[:, :width]  # [P, min(E, P)]
     components = jnp.pad(components, ((0, 0), (0, width - components.shape[1])))
     tokenizer.shortcut_in.kernel[...] = components
-    tokenizer.shortcut_in.bias[...] = -mean @ components
+    tokenizer.shortcut_in.bias[...] = -jnp.matmul(mean, components, precision=lax.Precision.HIGHEST)
     tokenizer.shortcut_out.kernel[...] = components.T
     tokenizer.shortcut_out.bias[...] = mean
 

@@ -61,7 +61,7 @@ def lookup(codebook: Codebook, codes: jax.Array) -> jax.Array:
 
 def nearest_codes(codebook: Codebook, features: jax.Array) -> jax.Array:
     """Index of the embedding nearest to each feature of [..., E], int32 [...]; the lowest index wins a tie."""
-    flat = lax.stop_gradient(features).astype(jnp.float32).reshape(-1, features.shape[-1])
+    features = lax.stop_gradient(features).astype(jnp.float32)
     num_codes = codebook.counts.size
     block = min(CODE_BLOCK, num_codes)
     padding = -num_codes % block
@@ -70,8 +70,10 @@ def nearest_codes(codebook: Codebook, features: jax.Array) -> jax.Array:
 
     def compare(best, candidates):
         offset, embeddings, half_norms = candidates  # [], [block, E], [block]
-        # |x - e|^2 = |x|^2 - 2 (x.e - |e|^2 / 2): the nearest code has the highest score.
-        scores = jnp.matmul(flat, embeddings.T, precision=lax.Precision.HIGHEST) - jnp.expand_dims(half_norms, 0)
+        # |x - e|^2 = |x|^2 - 2 (x.e - |e|^2 / 2): the nearest code has the highest score. Features keep their axes, which
+        # may be split over devices.
+        scores = jnp.einsum("...e,ve->...v", features, embeddings, precision=lax.Precision.HIGHEST)
+        scores = scores - jnp.expand_dims(half_norms, tuple(range(features.ndim - 1)))  # [..., block]
         index = jnp.argmax(scores, axis=-1).astype(jnp.int32)
         score = jnp.max(scores, axis=-1)
         better = score > best[0]
@@ -82,9 +84,9 @@ def nearest_codes(codebook: Codebook, features: jax.Array) -> jax.Array:
         rearrange(embeddings, "(n block) e -> n block e", block=block),
         rearrange(half_norms, "(n block) -> n block", block=block),
     )
-    start = (jnp.full(flat.shape[:1], -jnp.inf), jnp.zeros(flat.shape[:1], jnp.int32))
+    start = (jnp.full(features.shape[:-1], -jnp.inf), jnp.zeros(features.shape[:-1], jnp.int32))
     (_, codes), _ = lax.scan(compare, start, candidates)
-    return codes.reshape(features.shape[:-1])
+    return codes
 
 
 def update_codebook(codebook: Codebook, features: jax.Array, codes: jax.Array, key: jax.Array, *, decay: float,

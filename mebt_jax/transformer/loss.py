@@ -39,10 +39,12 @@ def masked_cross_entropy(
     Note: official transformer.py:723-730 divides the sum by all masked tokens (avg_loss = 1). That is this mean, unless a
     target budget leaves masked tokens out: then the official loss is smaller by the share of masked tokens kept.
     """
+    kernel = model.head_kernel()
+
     @jax.checkpoint
     def add_block(sums, inputs):
         hidden, codes, valid = inputs  # [B, m, D], [B, m], [B, m]
-        logits = model.logits(hidden)  # [B, m, V]
+        logits = model.logits(hidden, kernel)  # [B, m, V]
         nll, log_total = negative_log_likelihood(logits, codes)
         smooth = log_total - jnp.mean(logits, axis=-1)  # cross-entropy against the uniform distribution
         loss = (1.0 - label_smoothing) * nll + label_smoothing * smooth
@@ -60,10 +62,11 @@ def clip_scores(model: MeBT, hidden: jax.Array, target_codes: jax.Array, target_
 
     For measuring, where the spread over the clips is wanted; arguments as for `masked_cross_entropy`.
     """
+    kernel = model.head_kernel()
 
     def add_block(sums, inputs):
         hidden, codes, valid = inputs  # [B, m, D], [B, m], [B, m]
-        logits = model.logits(hidden)  # [B, m, V]
+        logits = model.logits(hidden, kernel)  # [B, m, V]
         nll, _ = negative_log_likelihood(logits, codes)
         right = jnp.argmax(logits, axis=-1) == codes
         return sums + jnp.stack([jnp.sum(jnp.where(valid, term, 0.0), axis=1) for term in (nll, right)]), None
@@ -82,13 +85,14 @@ def negative_log_likelihood(logits: jax.Array, codes: jax.Array) -> tuple[jax.Ar
 
 
 def in_blocks(block: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Arrays [B, M, ...] as runs of at most `block` targets, padded with zeros: [n, B, m, ...]."""
+    """Arrays [B, M, ...] as blocks of at most `block` targets, padded with zeros: [n, B, m, ...]."""
     targets = arrays[0].shape[1]
     num_blocks = max(1, -(-targets // block))
     size = -(-targets // num_blocks)  # even blocks: rounding M up to `block` could double the work
 
     def cut(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, [(0, 0), (0, num_blocks * size - targets)] + [(0, 0)] * (x.ndim - 2))
-        return einops.rearrange(x, "b (n m) ... -> n b m ...", n=num_blocks)
+        # Every n-th target: of a run of targets split over devices, each device then has its share of every block.
+        return einops.rearrange(x, "b (m n) ... -> n b m ...", n=num_blocks)
 
     return tuple(cut(x) for x in arrays)

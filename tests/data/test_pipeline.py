@@ -14,7 +14,7 @@ def ramps(tmp_path, write_video, make_config):
     frames = {v: np.broadcast_to(levels + 7 * v, (40, 32, 32, 3)).astype(np.uint8) for v in range(3)}
     for v in frames:
         write_video(tmp_path / "videos" / f"{v}.mkv", np.ascontiguousarray(frames[v]))
-    config = make_config(source="folder", path=str(tmp_path / "videos"), resolution=32, frame_stride=2)
+    config = make_config(source="folder", source_dir=str(tmp_path / "videos"), resolution=32, frame_stride=2)
     sources.prepare(config, tmp_path / "run")
     return config, sources.open_sources(config, tmp_path / "run"), frames
 
@@ -71,37 +71,32 @@ def test_another_batch_size_goes_on_where_it_fits(make_config, tmp_path):
 
 def test_the_seed_decides_the_order(ramps, make_config):
     config, opened, _ = ramps
-    other = make_config(source="folder", path=config.data.path, resolution=32, frame_stride=2, seed=1)
+    other = make_config(source="folder", source_dir=config.data.source_dir, resolution=32, frame_stride=2, seed=1)
     one, same, another = (take(pipeline.train_batches(opened, c, 4), 2) for c in (config, config, other))
     np.testing.assert_array_equal(one, same)
     assert (np.array(one) != np.array(another)).any()
 
 
 @pytest.mark.parametrize("hosts", [2, 3])
-def test_the_shares_of_the_hosts_make_up_the_global_batch(make_config, tmp_path, monkeypatch, hosts):
+def test_the_shares_of_the_hosts_make_up_the_global_batch(make_config, tmp_path, hosts):
     config = make_config()
     opened = sources.open_sources(config, tmp_path)
 
-    def batches():
-        return (take(pipeline.train_batches(opened, config, 6), 3),
-                [batch["video"] for batch in pipeline.validation_batches(opened, config, 6, 2)])
+    def batches(share):
+        return (take(pipeline.train_batches(opened, config, 6, share), 3),
+                [batch["video"] for batch in pipeline.validation_batches(opened, config, 6, 2, share)])
 
-    whole = batches()
-    shares = []
-    for host in range(hosts):
-        monkeypatch.setattr(pipeline.jax, "process_count", lambda: hosts)
-        monkeypatch.setattr(pipeline.jax, "process_index", lambda host=host: host)
-        shares.append(batches())
+    whole = batches(pipeline.WHOLE)
+    shares = [batches((host, hosts)) for host in range(hosts)]
     for part in (0, 1):
         joined = [np.concatenate(rows) for rows in zip(*(share[part] for share in shares), strict=True)]
         np.testing.assert_array_equal(joined, whole[part])
 
 
-def test_a_batch_that_hosts_cannot_share_raises(make_config, tmp_path, monkeypatch):
+def test_a_batch_that_hosts_cannot_share_raises(make_config, tmp_path):
     config = make_config()
-    monkeypatch.setattr(pipeline.jax, "process_count", lambda: 4)
     with pytest.raises(UserError, match="4 hosts"):
-        pipeline.train_batches(sources.open_sources(config, tmp_path), config, 6)
+        pipeline.train_batches(sources.open_sources(config, tmp_path), config, 6, (0, 4))
 
 
 def test_a_data_set_smaller_than_a_batch_works(make_config, tmp_path):
@@ -133,6 +128,6 @@ def test_validation_takes_the_middle_window(ramps):
 @pytest.mark.slow
 def test_worker_processes_give_the_same_batches(ramps, make_config):
     config, opened, _ = ramps
-    with_workers = make_config(source="folder", path=config.data.path, resolution=32, frame_stride=2, workers=2)
+    with_workers = make_config(source="folder", source_dir=config.data.source_dir, resolution=32, frame_stride=2, workers=2)
     theirs, ours = (take(pipeline.train_batches(opened, c, 4), 5) for c in (with_workers, config))
     np.testing.assert_array_equal(theirs, ours)
