@@ -91,8 +91,9 @@ def measure_clips(pixels: TokenizerOnMesh, measured: Callable[..., dict[str, jax
     count = min(count, len(clips))
     shown: list[tuple[np.ndarray, np.ndarray]] = []
     codes, measures = [], []
-    for rows in tqdm(clips.batches(size, count, mesh_lib.host_share(mesh)), total=-(-count // size), desc=f"evaluate: {clips.text.split(',')[0]} clips",
-                     unit="batch", disable=jax.process_index() != 0, mininterval=5):
+    batches = clips.batches(size, count, mesh_lib.host_share(mesh))
+    for rows in tqdm(batches, total=-(-count // size), desc=f"evaluate: {clips.text.split(',')[0]} clips", unit="batch",
+                     disable=jax.process_index() != 0, mininterval=5):
         video = mesh_lib.put_batch(mesh, rows)["video"]  # [B, F, H, W, 3]
         codes.append(pixels.codes(rows["video"]))
         rebuilt = pixels.video(codes[-1])
