@@ -49,10 +49,14 @@ def get_config() -> ConfigDict:
     config.name = "base"
 
     config.data = data = ConfigDict()
-    # "moving_shapes" (built in), "folder" (any videos or frames), "ucf101", "sky_timelapse", "taichi_hd".
+    # "moving_shapes" (built in), "folder" (any videos or frames), "ucf101", "sky_timelapse", "taichi_hd", or "images", each of
+    # them a clip of one frame.
     data.source = "moving_shapes"
     # Folder that holds the videos, frame folders or official frame lists; unused for moving_shapes.
     data.source_dir = ""
+    # Several sources instead of that one: ({"source": "ucf101", "source_dir": "DIR", "weight": 3.0}, {...}, ...). Clips come from
+    # each in proportion to the weights; images, beside videos, train the tokenizer alone, in batches of their own (docs/data.md).
+    data.mixture = ()
     # Where the prepared records go; "" is <workdir>/data. Point several runs at one folder to prepare once.
     data.prepared_dir = ""
     # Pixels of the square frame: shorter side resized, centre cropped (paper: 128).

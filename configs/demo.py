@@ -70,9 +70,9 @@ def get_config() -> ConfigDict:
     config.sample.temperature = 1.0
     config.sample.top_k = 0
     config.sample.bootstrap_steps = 0
-    config.sample.revise_rounds = 4
+    config.sample.revise_rounds = 16
     config.sample.revise_partitions = 32
-    config.sample.revise_temperature = 0.6
+    config.sample.revise_temperature = 0.2
     config.sample.frames_per_second = 8.0
     config.evaluate.clips = 64
     config.evaluate.window = 8

@@ -23,7 +23,7 @@ ADVERSARIAL_LOSSES = ("hinge", "vanilla")
 FLAVOURS = ("paper", "modern")
 REMAT_POLICIES = ("none", "block", "dots")
 DTYPES = ("float32", "bfloat16")
-DATA_SOURCES = ("moving_shapes", "folder", "ucf101", "sky_timelapse", "taichi_hd")
+DATA_SOURCES = ("moving_shapes", "folder", "ucf101", "sky_timelapse", "taichi_hd", "images")
 TASKS = ("generate", "predict", "interpolate", "fill", "extend", "edit")
 FORMATS = ("mp4", "gif", "npz", "frames")
 ORDERS = ("confidence", "random", "halton")
@@ -33,9 +33,17 @@ LEARNING_RATE_DECAYS = ("constant", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
+class MixturePart:
+    source: str
+    source_dir: str
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     source: str
     source_dir: str
+    mixture: tuple[MixturePart, ...]
     prepared_dir: str
     resolution: int
     frames: int
@@ -48,6 +56,11 @@ class DataConfig:
     workers: int
     tokens: bool
     seed: int
+
+    @property
+    def parts(self) -> tuple[MixturePart, ...]:
+        """The sources of the mixture, or the one source."""
+        return self.mixture or (MixturePart(self.source, self.source_dir, weight=1.0),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,12 +308,14 @@ def _check_values(config: Config) -> None:
         "sample.task": (config.sample.task, TASKS),
         "sample.order": (config.sample.order, ORDERS),
     }
+    choices |= {f"data.mixture[{i}].source": (part.source, DATA_SOURCES) for i, part in enumerate(config.data.mixture)}
     choices |= {f"sample.formats[{i}]": (name, FORMATS) for i, name in enumerate(config.sample.formats)}
     choices |= {f"transformer.layers[{i}]": (kind, BLOCK_KINDS) for i, kind in enumerate(config.transformer.layers)}
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise UserError(f"config.{name} is {value!r}, but must be one of {', '.join(allowed)}.")
 
+    _check_parts(config)
     t, h, w = config.tokenizer.compression
     for name, size, factor in (("frames", config.data.frames, t), ("resolution", config.data.resolution, h),
                                ("resolution", config.data.resolution, w)):
@@ -359,3 +374,19 @@ def _check_values(config: Config) -> None:
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"config.{name} is {value}, but must be at least 1.")
+
+
+def _check_parts(config: Config) -> None:
+    """Sources have weights above 0, and one-frame clips come beside longer ones only where the tokenizer takes both."""
+    for i, part in enumerate(config.data.mixture):
+        if not 0 < part.weight < float("inf"):
+            raise UserError(f"config.data.mixture[{i}].weight is {part.weight}, but must be a number above 0; leave the source out "
+                            f"to use none of it.")
+    images = [part.source == "images" for part in config.data.parts]
+    if any(images) and config.data.frames > 1:
+        if all(images):
+            raise UserError(f"config.data.frames is {config.data.frames}, but images are clips of one frame; add a source of videos "
+                            f"to config.data.mixture, or set config.data.frames to 1.")
+        if config.tokenizer.compression[0] > 1:
+            raise UserError(f"config.data.mixture has images, clips of one frame, which the tokenizer's compression of "
+                            f"{config.tokenizer.compression[0]} does not divide; take one whose compression over time is 1.")

@@ -20,12 +20,12 @@ class ClipPerVideo:
     """One clip of each video of a split: `len`, and `[i]` -> {"video": uint8 [F, H, W, 3]}; decodes nothing else.
 
     The videos come in an order that follows from their names and mixes classes, so that the first n are no choice of classes;
-    each clip starts at a place that follows from its video's name.
+    each clip starts at a place that follows from its video's name. The sources of a mixture take turns by their weights.
     """
 
-    def __init__(self, records: Sequence[dict], places: np.ndarray, config: Config, text: str):
-        self._records = records
-        self._places = places  # [videos, 2]: record, first frame in it
+    def __init__(self, records: Sequence[Sequence[dict]], places: np.ndarray, config: Config, text: str):
+        self._records = records  # of each source
+        self._places = places  # [videos, 3]: source, record of it, first frame in that
         self._frames, self._stride = config.data.frames, config.data.frame_stride
         self.text = text  # what they are, for the string of a protocol
 
@@ -33,8 +33,8 @@ class ClipPerVideo:
         return len(self._places)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        record, start = self._places[index].tolist()
-        return pipeline.cut(self._records[record], start, self._frames, self._stride)
+        source, record, start = self._places[index].tolist()
+        return pipeline.cut(self._records[source][record], start, self._frames, self._stride)
 
     def batches(self, size: int, count: int, share: pipeline.Share = pipeline.WHOLE) -> Iterator[dict[str, np.ndarray]]:
         """This host's share of batches of `size` clips, the first `count` or as many as there are.
@@ -53,11 +53,22 @@ def open_clips(config: Config, workdir: Path, split: str) -> ClipPerVideo:
     Raises:
         UserError: there are no records of these settings.
     """
-    opened = sources.open_sources(config, workdir)
-    records = opened.train if split == "train" else opened.validation
+    records, places, turns, texts = [], [], [], []
+    for weight, part in video_parts(config):
+        opened = sources.open_part(part, workdir)
+        records.append(opened.train if split == "train" else opened.validation)
+        found, text = places_of(part, workdir, split, len(records[-1]))
+        places.append(np.insert(found, 0, len(records) - 1, axis=1))
+        turns.append((np.arange(len(found)) + 0.5) / weight)
+        texts.append(text)
+    order = np.argsort(np.concatenate(turns), kind="stable")
+    return ClipPerVideo(records, np.concatenate(places)[order], config, f"{SPLITS[split]}{' and '.join(dict.fromkeys(texts))}")
+
+
+def places_of(config: Config, workdir: Path, split: str, count: int) -> tuple[np.ndarray, str]:
+    """(record and first frame of the one clip of each video of a source with `count` records [videos, 2], how they are made)."""
     if config.data.source == "moving_shapes":  # each record is a clip, drawn by itself
-        return ClipPerVideo(records, np.stack([np.arange(len(records)), np.zeros(len(records), int)], axis=1), config,
-                            SPLITS[split])
+        return np.stack([np.arange(count), np.zeros(count, int)], axis=1), ""
     manifest = preparation.read_manifest(sources.existing_records(config, workdir))
     videos = manifest["used"].get(split, manifest["used"]["train"])  # a single video serves for both
     settings = manifest["settings"]
@@ -69,15 +80,22 @@ def open_clips(config: Config, workdir: Path, split: str) -> ClipPerVideo:
         places[name] = (first + place, start - bounds[place][0])
         first += len(bounds)
     quality = settings["jpeg_quality"]
-    text = f"{SPLITS[split]}, one clip per video at a random start{f', JPEG {quality}' if quality else ''}"
-    return ClipPerVideo(records, np.array([places[name] for name in sorted(videos, key=order_key)]), config, text)
+    return (np.array([places[name] for name in sorted(videos, key=order_key)]),
+            f", one clip per video at a random start{f', JPEG {quality}' if quality else ''}")
 
 
 def real_split(config: Config, workdir: Path) -> str:
     """The split that the papers on this set take for the real clips of their distances, as the manifest says; else held-out."""
-    if config.data.source == "moving_shapes":
-        return "validation"
-    return preparation.read_manifest(sources.existing_records(config, workdir)).get("real_split", "validation")
+    splits = {"validation" if part.data.source == "moving_shapes" else
+              preparation.read_manifest(sources.existing_records(part, workdir)).get("real_split", "validation")
+              for _, part in video_parts(config)}
+    return splits.pop() if len(splits) == 1 else "validation"
+
+
+def video_parts(config: Config) -> list[tuple[float, Config]]:
+    """(weight, config) of each source whose clips are as long as the run's; images beside videos are not measured."""
+    return [(part.weight, found) for part, found in zip(config.data.parts, sources.parts_of(config), strict=True)
+            if found.data.frames == config.data.frames]
 
 
 def order_key(name: str) -> bytes:

@@ -6,9 +6,10 @@ the number of hosts, threads or workers. So the whole state of an iterator is th
 
 import dataclasses
 import functools
+import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -31,7 +32,7 @@ FEW_RECORDS = 1000
 
 class BatchIterator:
     """Endless training batches: `next()` -> {"video": uint8 [b, F, H, W, 3]}, this host's share of the global batch, or
-    {"codes": int32 [b, T, h, w]} of sources of tokens.
+    {"codes": int32 [b, T, h, w]} of sources of tokens. F is 1 in batches of images.
 
     Share h of n is the rows h * b to (h + 1) * b of the global batch, b = batch_size / n.
     """
@@ -127,18 +128,28 @@ def train_batches(sources: Sources, config: Config, batch_size: int, share: Shar
     """Endless shuffled batches; `batch_size` counts the clips of all hosts together, `share` is this host's.
 
     Each epoch visits every record once, at a new random window; epochs follow one another without a gap, so a data set
-    smaller than a batch works too.
+    smaller than a batch works too. In a mixture each source has epochs of its own, and clips take turns by the weights.
+    Images have another shape than videos, so whole batches of them take turns with batches of videos, by the weights too.
 
     Raises:
         UserError: the hosts cannot share the batch evenly.
     """
     data = config.data
-    if len(sources.train) < FEW_RECORDS:
-        dataset = grain.MapDataset.source(Shuffled(sources.train, data.seed)).seed(data.seed)
+    videos = _mix(sources, "train", lambda i, records: endless(records, data.frames, data.frame_stride, data.seed + i))
+    batches = shared(videos, batch_size, share)
+    if sources.images:
+        images = _mix(sources.images, "train", lambda i, records: endless(records, 1, 1, data.seed + i))
+        batches = grain.MapDataset.mix([batches, shared(images, batch_size, share)], [sources.weight, sources.images.weight])
+    return BatchIterator(batches, batch_size, data.workers)
+
+
+def endless(records: Sequence[dict], frames: int, stride: int, seed: int) -> grain.MapDataset:
+    """Clips at random places of shuffled records, epoch after epoch."""
+    if len(records) < FEW_RECORDS:
+        dataset = grain.MapDataset.source(Shuffled(records, seed)).seed(seed)
     else:
-        dataset = grain.MapDataset.source(sources.train).seed(data.seed).shuffle().repeat(None)
-    dataset = dataset.random_map(RandomWindow(data.frames, data.frame_stride))
-    return BatchIterator(shared(dataset, batch_size, share), batch_size, data.workers)
+        dataset = grain.MapDataset.source(records).seed(seed).shuffle().repeat(None)
+    return dataset.random_map(RandomWindow(frames, stride))
 
 
 def validation_batches(
@@ -147,16 +158,32 @@ def validation_batches(
     """At most `num_batches` batches of held-out clips, the same at every call: the middle window of each record.
 
     The clips that do not fill a last batch are left out; where there is less than one batch, it is filled by repeating them.
+    A mixture has as many clips as its sources together, taken by the weights, where the clips of one may come again. As many
+    batches of images follow, at most.
 
     Raises:
         UserError: the hosts cannot share the batch evenly.
     """
     data = config.data
-    dataset = grain.MapDataset.source(sources.validation).map(CentreWindow(data.frames, data.frame_stride))
-    if len(dataset) < batch_size:
-        dataset = dataset.repeat(None)[:batch_size]
-    batches = min(num_batches, len(dataset) // batch_size)
-    return iter(read(shared(dataset[: batches * batch_size], batch_size, share), workers=0))
+
+    def batches(sources: Sources, frames: int, stride: int) -> Iterator[dict[str, np.ndarray]]:
+        window = CentreWindow(frames, stride)
+        dataset = _mix(sources, "validation", lambda _, records: grain.MapDataset.source(records).map(window).repeat(None))
+        number = min(num_batches, max(1, len(sources.validation) // batch_size))
+        return iter(read(shared(dataset[: number * batch_size], batch_size, share), workers=0))
+
+    of_images = batches(sources.images, 1, 1) if sources.images else ()
+    return itertools.chain(batches(sources, data.frames, data.frame_stride), of_images)
+
+
+def _mix(sources: Sources, split: str, clips_of: Callable[[int, Sequence[dict]], grain.MapDataset]) -> grain.MapDataset:
+    """The clips that `clips_of(number, records)` makes of each source, taking turns by the weights."""
+    records = getattr(sources, split)
+    if not sources.parts:
+        return clips_of(0, records)
+    edges = [0, *itertools.accumulate(getattr(part, split) for part in sources.parts)]
+    each = [clips_of(i, grain.MapDataset.source(records)[first:end]) for i, (first, end) in enumerate(itertools.pairwise(edges))]
+    return grain.MapDataset.mix(each, [part.weight for part in sources.parts])
 
 
 def _windows(record: dict, frames: int, stride: int) -> int:

@@ -146,7 +146,7 @@ def gather(params: Any) -> Any:
         lambda path, x: _gathered(x, PartitionSpec(*_tensor_spec(path, x.shape, mesh))), params)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=1)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gathered(x: jax.Array, spec: PartitionSpec) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 

@@ -61,7 +61,7 @@ def run(config: Config, workdir: Path) -> None:
         return
 
     # ---- data -------------------------------------------------------------------------------------------------------
-    clip_sources = sources.open_sources(config, workdir)
+    clip_sources = sources.open_sources(config, workdir, images=True)
     share = mesh_lib.host_share(mesh)
     batches = pipeline.train_batches(clip_sources, config, training.batch_size, share)
 
@@ -98,7 +98,8 @@ def run(config: Config, workdir: Path) -> None:
     def first_clips() -> jax.Array:
         number = fitting.clips_needed(config.tokenizer.codes, int(np.prod(config.grid)), training.batch_size)
         telemetry.say(f"{STAGE}: placing {config.tokenizer.codes} codes among the features of {number} clips")
-        return mesh_lib.put_batch(mesh, next(pipeline.train_batches(clip_sources, config, number, share)))["video"]
+        videos = dataclasses.replace(clip_sources, images=None)
+        return mesh_lib.put_batch(mesh, next(pipeline.train_batches(videos, config, number, share)))["video"]
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
         held_out = pipeline.validation_batches(clip_sources, config, training.batch_size, training.validation_batches, share)
