@@ -13,6 +13,7 @@ import numpy as np
 from mebt_jax.config import Config
 from mebt_jax.data import builder, pipeline, preparation, sources
 
+MOST_DRAWN = 20_000  # clips of moving shapes: twice the most that any protocol compares
 SPLITS = {"validation": "held-out", "train": "training"}  # what people call them
 
 
@@ -54,21 +55,34 @@ def open_clips(config: Config, workdir: Path, split: str) -> ClipPerVideo:
         UserError: there are no records of these settings.
     """
     records, places, turns, texts = [], [], [], []
-    for weight, part in video_parts(config):
+    for i, (weight, part) in enumerate(video_parts(config)):
         opened = sources.open_part(part, workdir)
         records.append(opened.train if split == "train" else opened.validation)
-        found, text = places_of(part, workdir, split, len(records[-1]))
-        places.append(np.insert(found, 0, len(records) - 1, axis=1))
+        if part.data.source == "moving_shapes":
+            found, text = places_of_shapes(split, len(records[-1]), config.data.seed + i), ""
+        else:
+            found, text = places_of_videos(part, workdir, split)
+        places.append(np.insert(found, 0, i, axis=1))
         turns.append((np.arange(len(found)) + 0.5) / weight)
         texts.append(text)
     order = np.argsort(np.concatenate(turns), kind="stable")
     return ClipPerVideo(records, np.concatenate(places)[order], config, f"{SPLITS[split]}{' and '.join(dict.fromkeys(texts))}")
 
 
-def places_of(config: Config, workdir: Path, split: str, count: int) -> tuple[np.ndarray, str]:
-    """(record and first frame of the one clip of each video of a source with `count` records [videos, 2], how they are made)."""
-    if config.data.source == "moving_shapes":  # each record is a clip, drawn by itself
-        return np.stack([np.arange(count), np.zeros(count, int)], axis=1), ""
+def places_of_shapes(split: str, count: int, seed: int) -> np.ndarray:
+    """Record and first frame of clips that are drawn each by itself, [n, 2]; for training in the order in which it sees them.
+
+    A run may end before it has seen all, and what it has not seen it cannot have memorised.
+    """
+    order = np.arange(min(count, MOST_DRAWN))
+    if split == "train":
+        seen = pipeline.shuffled(range(count), seed)
+        order = np.array([seen[int(i)] for i in order])
+    return np.stack([order, np.zeros_like(order)], axis=1)
+
+
+def places_of_videos(config: Config, workdir: Path, split: str) -> tuple[np.ndarray, str]:
+    """(record and first frame of the one clip of each video of a source [videos, 2], how they are made)."""
     manifest = preparation.read_manifest(sources.existing_records(config, workdir))
     videos = manifest["used"].get(split, manifest["used"]["train"])  # a single video serves for both
     settings = manifest["settings"]

@@ -145,11 +145,14 @@ def train_batches(sources: Sources, config: Config, batch_size: int, share: Shar
 
 def endless(records: Sequence[dict], frames: int, stride: int, seed: int) -> grain.MapDataset:
     """Clips at random places of shuffled records, epoch after epoch."""
+    return shuffled(records, seed).random_map(RandomWindow(frames, stride))
+
+
+def shuffled(records: Sequence, seed: int) -> grain.MapDataset:
+    """The records in the order of training, epoch after epoch."""
     if len(records) < FEW_RECORDS:
-        dataset = grain.MapDataset.source(Shuffled(records, seed)).seed(seed)
-    else:
-        dataset = grain.MapDataset.source(records).seed(seed).shuffle().repeat(None)
-    return dataset.random_map(RandomWindow(frames, stride))
+        return grain.MapDataset.source(Shuffled(records, seed)).seed(seed)
+    return grain.MapDataset.source(records).seed(seed).shuffle().repeat(None)
 
 
 def validation_batches(

@@ -58,7 +58,7 @@ def run(config: Config, workdir: Path) -> None:
     protocols.check_counts(protocol, real=len(reals), fake=len(generated_codes))
 
     # ---- clips ------------------------------------------------------------------------------------------------------
-    shapes = config.data.source == "moving_shapes"
+    shapes = {part.source for part in config.data.parts} == {"moving_shapes"}
     keep = PHYSICS_CLIPS if shapes else PICTURED_CLIPS
     count = max(config.evaluate.clips, protocol.clips)
     real_networks = feature_networks.for_reals(networks, protocol, config)

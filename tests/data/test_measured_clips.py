@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mebt_jax.data import measured_clips, preparation, sources
+from mebt_jax.data import measured_clips, pipeline, preparation, sources
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_a_long_video_gives_one_clip_of_one_of_its_records(tmp_path, make_config
     for v, frames in lengths.items():
         levels = np.broadcast_to((4 * np.arange(frames) + v).astype(np.uint8)[:, None, None, None], (frames, 16, 16, 3))
         write_video(tmp_path / "videos" / f"{v}.mkv", np.ascontiguousarray(levels))
-    config = make_config(source="folder", path=str(tmp_path / "videos"), jpeg_quality=0, record_frames=20)
+    config = make_config(source="folder", source_dir=str(tmp_path / "videos"), jpeg_quality=0, record_frames=20)
     sources.prepare(config, tmp_path / "run")
     used = preparation.read_manifest(sources.records_folder(config, tmp_path / "run"))["used"]
     opened = sources.open_sources(config, tmp_path / "run")
@@ -44,6 +44,15 @@ def test_a_long_video_gives_one_clip_of_one_of_its_records(tmp_path, make_config
         start = measured_clips.start_of(f"{v}.mkv", frames - 7)
         np.testing.assert_array_equal(found[f"{v}.mkv"][:, 0, 0, 0], 4 * np.arange(start, start + 8) + v)
     assert measured_clips.real_split(config, tmp_path / "run") == "validation"
+
+
+@pytest.mark.parametrize("count", [30, 1200])
+def test_training_clips_of_moving_shapes_are_those_that_training_sees_first(tmp_path, make_config, count):
+    config = make_config(train_clips=count)
+    batch = next(pipeline.train_batches(sources.open_sources(config, tmp_path), config, 4))["video"]
+    clips = measured_clips.open_clips(config, tmp_path, "train")
+    assert len(clips) == count
+    np.testing.assert_array_equal(np.stack([clips[i]["video"] for i in range(4)]), batch)
 
 
 def test_every_clip_once_and_the_last_batch_is_filled_up(tmp_path, make_config):
