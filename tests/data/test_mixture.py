@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mebt_jax.config_data import MixturePart
-from mebt_jax.data import pipeline, sources, token_cache
+from mebt_jax.data import measured_clips, pipeline, sources, token_cache
 from mebt_jax.errors import UserError
 from mebt_jax.stages import data as data_stage
 
@@ -166,3 +166,11 @@ def test_what_a_mixture_cannot_be_is_one_sentence(make_config):
     ):
         with pytest.raises(UserError, match=message):
             build(parts, **fields)
+
+
+def test_measured_clips_are_of_the_videos_and_take_turns_by_the_weights(mixture):
+    clips = measured_clips.open_clips(*mixture, "train")
+    light = [clips[i]["video"].mean() > 100 for i in range(len(clips))]
+    assert len(light) == 7 and sum(light) == sum(light[:4]) == 3  # three of the first four, then the rest of the others
+    assert clips.text == "training, one clip per video at a random start"
+    assert measured_clips.real_split(*mixture) == "validation"

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mebt_jax.data import pipeline, preparation, sources, video_files
+from mebt_jax.data import measured_clips, pipeline, preparation, sources, video_files
 from mebt_jax.errors import UserError
 from mebt_jax.stages.data import summary
 
@@ -76,6 +76,8 @@ def test_ucf101_from_its_archives_to_the_batch(ucf, tmp_path, make_config):
     assert manifest["sizes"] == {"32x32": 4} and manifest["frame_rates"] == {"25.0": 4}
     assert manifest["real_split"] == "train" and manifest["published_videos"] == {"train": 9537, "validation": 3783}
     assert "; 9535 train, 3781 validation videos of the published set are not among them; 2 skipped (" in summary(manifest)
+
+    assert measured_clips.real_split(config, tmp_path / "run") == "train"
 
     opened = sources.open_sources(config, tmp_path / "run")
     labels = {row["video"].decode().split("_")[1]: int(row["label"]) for row in opened.train}
