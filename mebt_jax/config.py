@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from mebt_jax.errors import UserError
 
 BLOCK_KINDS = ("encode", "latent", "update", "decode", "full", "maskgit")
+QUANTIZERS = ("ema", "gradient", "fsq", "lfq")
 NORMS = ("group", "token", "batch")
 FLAVOURS = ("paper", "modern")
 REMAT_POLICIES = ("none", "block", "dots")
@@ -74,12 +76,15 @@ class TokenizerConfig:
     compression: tuple[int, int, int]
     patch: tuple[int, int, int]
     hidden: int
+    quantizer: str
     codes: int
     code_width: int
+    levels: tuple[int, ...]
     norm: str
     l1_weight: float
     l2_weight: float
     commitment_weight: float
+    entropy_weight: float
     codebook_decay: float
     restart_threshold: float
     dtype: str
@@ -256,6 +261,7 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
 def _check_values(config: Config) -> None:
     choices = {
         "data.source": (config.data.source, DATA_SOURCES),
+        "tokenizer.quantizer": (config.tokenizer.quantizer, QUANTIZERS),
         "tokenizer.norm": (config.tokenizer.norm, NORMS),
         "tokenizer.dtype": (config.tokenizer.dtype, DTYPES),
         "tokenizer.training.decay": (config.tokenizer.training.decay, LEARNING_RATE_DECAYS),
@@ -286,6 +292,7 @@ def _check_values(config: Config) -> None:
         if patch < 1 or total % patch or strides & (strides - 1):
             raise UserError(f"config.tokenizer.patch is {config.tokenizer.patch}, but on axis {axis} the compression {total} must "
                             f"be the patch times a power of two.")
+    _check_codes(config.tokenizer)
     if config.tokenizer.norm == "batch" and not config.tokenizer.checkpoint:
         raise UserError("config.tokenizer.norm is 'batch', whose statistics come with a converted official tokenizer; give one "
                         "as config.tokenizer.checkpoint, or set it to 'group' to train a tokenizer.")
@@ -325,3 +332,14 @@ def _check_values(config: Config) -> None:
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"config.{name} is {value}, but must be at least 1.")
+
+
+def _check_codes(tokenizer: TokenizerConfig) -> None:
+    """The quantizers without a search have as many codes as their features have combinations of values."""
+    codes, width, levels = tokenizer.codes, tokenizer.code_width, tokenizer.levels
+    if tokenizer.quantizer == "fsq" and (math.prod(levels) != codes or len(levels) != width or min(levels, default=0) < 2):
+        raise UserError(f"config.tokenizer.levels is {levels}, but the quantizer 'fsq' needs config.tokenizer.code_width, {width}, "
+                        f"levels of at least 2 whose product is config.tokenizer.codes, {codes}.")
+    if tokenizer.quantizer == "lfq" and codes != 2**width:
+        raise UserError(f"config.tokenizer.codes is {codes}, but the quantizer 'lfq' has 2 to the power of "
+                        f"config.tokenizer.code_width codes, here {2**width}; set one to fit the other.")

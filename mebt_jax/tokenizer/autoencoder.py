@@ -26,7 +26,7 @@ OUTPUT_GAIN = 0.1  # of the last convolution: an untrained decoder paints mid-gr
 
 
 class Tokenizer(nnx.Module):
-    """Encoder, decoder and the projections to and from the code width; the codebook is not a part of it."""
+    """Encoder, decoder and the projections to and from the code width; a codebook is a part of it only if trained by gradient."""
 
     def __init__(self, config: TokenizerConfig, *, rngs: nnx.Rngs):
         self.patch, self.compression = config.patch, config.compression
@@ -43,6 +43,9 @@ class Tokenizer(nnx.Module):
         if folded:
             self.shortcut_in = shortcut(patch_channels(config.compression), config.code_width, dtype=dtype, rngs=rngs)
             self.shortcut_out = shortcut(config.code_width, patch_channels(config.compression), dtype=dtype, rngs=rngs)
+
+        trained = config.quantizer == "gradient"
+        self.codes = nnx.Param(jax.random.normal(rngs.params(), (config.codes, config.code_width))) if trained else None
 
     def encode(self, video: jax.Array) -> jax.Array:
         """Video in [-0.5, 0.5], [B, F, H, W, 3] -> features before quantization, float32 [B, T, H, W, E]."""
@@ -61,12 +64,17 @@ class Tokenizer(nnx.Module):
 
 def encode_to_codes(tokenizer: Tokenizer, codebook: quantizers.Codebook, video: jax.Array) -> jax.Array:
     """Video in [-0.5, 0.5], [B, F, H, W, 3] -> code indices, int32 [B, T, H, W]."""
-    return quantizers.nearest_codes(codebook, tokenizer.encode(video))
+    return quantizers.nearest_codes(own_codes(tokenizer, codebook), tokenizer.encode(video))
 
 
 def decode_codes(tokenizer: Tokenizer, codebook: quantizers.Codebook, codes: jax.Array) -> jax.Array:
     """Code indices [B, T, H, W] -> video, float32 [B, F, H, W, 3]."""
-    return tokenizer.decode(quantizers.lookup(codebook, codes))
+    return tokenizer.decode(quantizers.lookup(own_codes(tokenizer, codebook), codes))
+
+
+def own_codes(tokenizer: Tokenizer, codebook: quantizers.Codebook) -> quantizers.Codebook:
+    """The codebook with the embeddings that are parameters of the tokenizer, where they are."""
+    return codebook if tokenizer.codes is None else codebook.replace(embeddings=tokenizer.codes[...])
 
 
 def tokenizer_hash(params: nnx.State, codebook: quantizers.Codebook) -> str:

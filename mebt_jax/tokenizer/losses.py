@@ -10,7 +10,7 @@ from flax import struct
 
 from mebt_jax.config import TokenizerConfig
 from mebt_jax.tokenizer import quantizers
-from mebt_jax.tokenizer.autoencoder import Tokenizer
+from mebt_jax.tokenizer.autoencoder import Tokenizer, own_codes
 
 
 @struct.dataclass
@@ -20,28 +20,27 @@ class TokenizerOutput:
     reconstruction: jax.Array  # [B, F, H, W, 3] float32
     features: jax.Array  # [B, T, H, W, E] float32
     codes: jax.Array  # [B, T, H, W] int32
-    metrics: dict[str, jax.Array]  # scalars: l1, l2, psnr (dB), commitment, perplexity, usage
+    metrics: dict[str, jax.Array]  # scalars: l1, l2, psnr (dB), and those of `quantizers.quantize`
 
 
 def tokenizer_loss(tokenizer: Tokenizer, codebook: quantizers.Codebook, video: jax.Array,
                    config: TokenizerConfig) -> tuple[jax.Array, TokenizerOutput]:
-    """Weighted sum of reconstruction and commitment (equation 1 of the paper; weights of mebt/vqgan.py:119).
+    """Weighted sum of reconstruction and the quantizer's terms (equation 1 of the paper; weights of mebt/vqgan.py:119).
 
     Args:
         tokenizer: the network; differentiate with respect to its parameters.
-        codebook: constant here, it learns by `quantizers.update_codebook`.
+        codebook: constant here, what it counts and averages follows by `quantizers.update_codebook`.
         video: [B, F, H, W, 3] in [-0.5, 0.5].
         config: the weights and the number of codes.
     """
     features = tokenizer.encode(video)
-    quantized = quantizers.quantize(codebook, features)
+    quantized = quantizers.quantize(own_codes(tokenizer, codebook), features, config)
     reconstruction = tokenizer.decode(quantized.embeddings)
 
     video = video.astype(jnp.float32)
     l1 = jnp.mean(jnp.abs(reconstruction - video))
     l2 = jnp.mean(jnp.square(reconstruction - video))
-    loss = config.l1_weight * l1 + config.l2_weight * l2 + config.commitment_weight * quantized.commitment
+    loss = config.l1_weight * l1 + config.l2_weight * l2 + quantized.loss
 
-    metrics = {"l1": l1, "l2": l2, "psnr": -10 * jnp.log10(l2), "commitment": quantized.commitment}
-    metrics |= quantizers.code_metrics(quantized.codes, config.codes)
+    metrics = {"l1": l1, "l2": l2, "psnr": -10 * jnp.log10(l2), **quantized.metrics}
     return loss, TokenizerOutput(reconstruction, features, quantized.codes, metrics)
