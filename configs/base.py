@@ -84,6 +84,9 @@ def get_config() -> ConfigDict:
     # The part of the compression done by folding pixels into channels before the first convolution, which lets all
     # convolutions run at low resolution; (1, 1, 1) is the paper's network. The compression itself makes the encoder pointwise.
     tokenizer.patch = (1, 1, 1)
+    # No token sees a later frame (MAGVIT-v2): clips have 1 + n * compression[0] frames, the first token stands for the first frame,
+    # an image is a clip of one frame, and long videos pass in pieces. False is the paper's symmetric padding.
+    tokenizer.causal = False
     # Channels of the first level; each level of striding doubles them (TATS: 16 to 32 by checkpoint).
     tokenizer.hidden = 32
     # How features become codes: "ema" (official: the nearest of a codebook of running averages), "gradient" (of a codebook that is

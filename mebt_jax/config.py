@@ -75,6 +75,7 @@ class TrainingConfig:
 class TokenizerConfig:
     compression: tuple[int, int, int]
     patch: tuple[int, int, int]
+    causal: bool
     hidden: int
     quantizer: str
     codes: int
@@ -90,6 +91,10 @@ class TokenizerConfig:
     dtype: str
     checkpoint: str
     training: TrainingConfig
+
+    def frames(self, latents: int) -> int:
+        """Frames of so many latent frames from the start of a clip."""
+        return 1 + (latents - 1) * self.compression[0] if self.causal else latents * self.compression[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +208,8 @@ class Config:
     def grid(self) -> tuple[int, int, int]:
         """(T, H, W): the latent grid of one clip."""
         t, h, w = self.tokenizer.compression
-        return self.data.frames // t, self.data.resolution // h, self.data.resolution // w
+        frames = self.data.frames - 1 + t if self.tokenizer.causal else self.data.frames
+        return frames // t, self.data.resolution // h, self.data.resolution // w
 
 
 def from_config_dict(values: ConfigDict | Mapping[str, Any]) -> Config:
@@ -282,8 +288,12 @@ def _check_values(config: Config) -> None:
             raise UserError(f"config.{name} is {value!r}, but must be one of {', '.join(allowed)}.")
 
     t, h, w = config.tokenizer.compression
-    for name, size, factor in (("frames", config.data.frames, t), ("resolution", config.data.resolution, h),
-                               ("resolution", config.data.resolution, w)):
+    sizes = [("resolution", config.data.resolution, h), ("resolution", config.data.resolution, w)]
+    if config.tokenizer.causal:
+        _check_causal(config)
+    else:
+        sizes.append(("frames", config.data.frames, t))
+    for name, size, factor in sizes:
         if size < 1 or size % factor:
             raise UserError(f"config.data.{name} is {size}, which the tokenizer's compression of {factor} does not divide; "
                             f"use a multiple of {factor} or change config.tokenizer.compression {(t, h, w)}.")
@@ -332,6 +342,21 @@ def _check_values(config: Config) -> None:
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"config.{name} is {value}, but must be at least 1.")
+
+
+def _check_causal(config: Config) -> None:
+    """No norm and no stored token of a causal tokenizer may depend on later frames or on the place in the clip."""
+    step, frames = config.tokenizer.compression[0], config.data.frames
+    if frames < 1 or (frames - 1) % step:
+        near = max(0, round((frames - 1) / step)) * step + 1
+        raise UserError(f"config.data.frames is {frames}, but a causal tokenizer of temporal compression {step} takes one frame more "
+                        f"than a multiple of {step}; use {near}.")
+    if config.tokenizer.norm != "token":
+        raise UserError(f"config.tokenizer.norm is {config.tokenizer.norm!r}, whose statistics reach over time or are stored, but "
+                        f"config.tokenizer.causal needs one that sees no later frame; set it to 'token'.")
+    if config.data.tokens:
+        raise UserError("config.data.tokens stores the codes of long runs of frames, but the first token of a causal clip stands for "
+                        "one frame alone; set config.data.tokens or config.tokenizer.causal to False.")
 
 
 def _check_codes(tokenizer: TokenizerConfig) -> None:

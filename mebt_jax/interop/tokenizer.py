@@ -64,6 +64,8 @@ def tokenizer_parts(config: TokenizerConfig) -> dict[str, Part]:
     if config.patch != (1, 1, 1):
         raise UserError(f"config.tokenizer.patch is {config.patch}, but official tokenizers fold no patches; "
                         "set it to (1, 1, 1).")
+    if config.causal:
+        raise UserError("config.tokenizer.causal is True, but official tokenizers pad symmetrically; set it to False.")
     if config.quantizer != "ema":
         raise UserError(f"config.tokenizer.quantizer is {config.quantizer!r}, but official tokenizers have a codebook of running "
                         "averages; set it to 'ema'.")

@@ -178,7 +178,7 @@ def load_tokenizer(config: Config, workdir: Path, mesh: Mesh) -> TrainedTokenize
     folder = checkpoints.find_checkpoints(Path(config.tokenizer.checkpoint or workdir), STAGE)
     theirs = checkpoints.read_meta(folder)["config"][STAGE]
     ours = config_lib.to_dict(config)[STAGE]
-    for name in ("compression", "patch", "hidden", "quantizer", "codes", "code_width", "levels", "norm"):
+    for name in ("compression", "patch", "causal", "hidden", "quantizer", "codes", "code_width", "levels", "norm"):
         if theirs.setdefault(name, ours[name]) != ours[name]:  # an older one may not know the field yet
             raise UserError(f"The tokenizer in {folder} has {name} {theirs[name]}, but config.tokenizer.{name} is "
                             f"{ours[name]}; set it to {theirs[name]} or use another tokenizer.")

@@ -12,7 +12,7 @@ from flax import nnx
 from jax import lax
 
 from mebt_jax.tokenizer import quantizers
-from mebt_jax.tokenizer.autoencoder import Tokenizer, fold_patches
+from mebt_jax.tokenizer.autoencoder import Tokenizer
 from mebt_jax.tokenizer.quantizers import Codebook
 
 FEATURES_PER_CODE, MOST_FEATURES = 128, 65_536  # tokens to fit to; the clips that hold them are `clips_needed`
@@ -60,7 +60,7 @@ def fit(tokenizer: Tokenizer, codebook: Codebook, video: jax.Array, key: jax.Arr
 
 def fit_shortcuts(tokenizer: Tokenizer, video: jax.Array) -> None:
     """Sets the shortcuts in place so that they encode and decode `video` [n, F, H, W, 3] with the least squared error."""
-    patches = fold_patches(video, tokenizer.compression)  # [n, T, H, W, P]
+    patches = tokenizer.whole_patches(video)  # [n, T, H, W, P]
     mean = patches.mean(axis=(0, 1, 2, 3))  # [P]
     centred = patches.reshape(-1, mean.size) - mean[None]  # [n T H W, P]
     covariance = jnp.matmul(centred.T, centred, precision=lax.Precision.HIGHEST) / len(centred)
@@ -83,7 +83,7 @@ def fit_grid(tokenizer: Tokenizer, codebook: Codebook, video: jax.Array) -> None
     codes = quantizers.nearest_codes(codebook, tokenizer.encode(video))  # [n, T, H, W]
     chosen = quantizers.lookup(codebook, codes.reshape(-1))  # [n T H W, E]
     chosen = jnp.pad(chosen, ((0, 0), (0, 1)), constant_values=1.0)  # the last is the bias
-    patches = fold_patches(video, tokenizer.compression).reshape(len(chosen), -1)  # [n T H W, P]
+    patches = tokenizer.whole_patches(video).reshape(len(chosen), -1)  # [n T H W, P]
     products = [jnp.matmul(chosen.T, x, precision=lax.Precision.HIGHEST) / len(chosen) for x in (chosen, patches)]
     solution = jnp.linalg.solve(products[0] + 1e-6 * jnp.eye(chosen.shape[1]), products[1])  # [E + 1, P]
     tokenizer.shortcut_out.kernel[...], tokenizer.shortcut_out.bias[...] = solution[:-1], solution[-1]
