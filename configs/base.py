@@ -108,6 +108,38 @@ def get_config() -> ConfigDict:
     tokenizer.commitment_weight = 0.25
     # Of the entropy of one feature's code less that of all codes together, for lfq alone (MAGVIT-v2, equation 5).
     tokenizer.entropy_weight = 0.1
+    # LPIPS between one random frame of each clip and its reconstruction (TATS: 4); 0 goes without. It needs weights.
+    tokenizer.perceptual_weight = 0.0
+    # Folder of converted LPIPS weights, see docs/interop.md; only for a perceptual_weight above 0.
+    tokenizer.lpips = ""
+    # Discriminators of single frames and of clips, whose judgement the decoder learns from.
+    tokenizer.adversarial = adversarial = ConfigDict()
+    # Weights of their judgements in the generator's and in their own loss (TATS: 1 and 1); 0 and 0 go without.
+    adversarial.frame_weight = 0.0
+    adversarial.clip_weight = 0.0
+    # Weight of the mean distance between their features of real and of reconstructed video (TATS: 4).
+    adversarial.feature_weight = 4.0
+    # Loss of the discriminators: "hinge" (TATS) or "vanilla".
+    adversarial.loss = "hinge"
+    # Channels of their first layer and number of strided layers (TATS: 64 and 3).
+    adversarial.channels = 64
+    adversarial.layers = 3
+    # Constant rate of Adam with betas 0.5 and 0.9, TATS's (there the rate of the tokenizer).
+    adversarial.learning_rate = 1e-4
+    # Finished steps after which the tokenizer sees the discriminators (TATS's README: 10 000). The checkpoint of this step is
+    # kept for good.
+    adversarial.start = 10_000
+    # Steps before `start` in which the discriminators learn alone (TATS: 0), so that their first advice is not noise; and steps
+    # after it in which their weight rises from 0 in a line (TATS: 0, at once).
+    adversarial.warmup = 500
+    adversarial.ramp = 5_000
+    # The adversarial gradient is scaled to this share of the reconstruction's, both measured at the decoder's last layer (as
+    # VQGAN, Esser et al. 2021, does), but by no more than the limit; share 0 leaves it as it is (TATS).
+    adversarial.share = 0.5
+    adversarial.scale_limit = 100.0
+    # Weight of LeCAM (Tseng et al. 2021), which holds the logits near their running means and so keeps a discriminator from
+    # winning on few data; 0 switches it off (TATS).
+    adversarial.lecam_weight = 0.001
     # Decay of the codebook's running counts and sums (TATS: 0.99).
     tokenizer.codebook_decay = 0.99
     # A code whose running count falls below this is restarted from a random feature of the batch (TATS: 1).

@@ -21,6 +21,7 @@ from mebt_jax.errors import UserError
 BLOCK_KINDS = ("encode", "latent", "update", "decode", "full", "maskgit")
 QUANTIZERS = ("ema", "gradient", "fsq", "lfq")
 NORMS = ("group", "token", "batch")
+ADVERSARIAL_LOSSES = ("hinge", "vanilla")
 FLAVOURS = ("paper", "modern")
 REMAT_POLICIES = ("none", "block", "dots")
 DTYPES = ("float32", "bfloat16")
@@ -72,6 +73,27 @@ class TrainingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AdversarialConfig:
+    frame_weight: float
+    clip_weight: float
+    feature_weight: float
+    loss: str
+    channels: int
+    layers: int
+    learning_rate: float
+    start: int
+    warmup: int
+    ramp: int
+    share: float
+    scale_limit: float
+    lecam_weight: float
+
+    @property
+    def on(self) -> bool:
+        return self.frame_weight > 0 or self.clip_weight > 0
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
     compression: tuple[int, int, int]
     patch: tuple[int, int, int]
@@ -86,6 +108,9 @@ class TokenizerConfig:
     l2_weight: float
     commitment_weight: float
     entropy_weight: float
+    perceptual_weight: float
+    lpips: str
+    adversarial: AdversarialConfig
     codebook_decay: float
     restart_threshold: float
     dtype: str
@@ -269,6 +294,7 @@ def _check_values(config: Config) -> None:
         "data.source": (config.data.source, DATA_SOURCES),
         "tokenizer.quantizer": (config.tokenizer.quantizer, QUANTIZERS),
         "tokenizer.norm": (config.tokenizer.norm, NORMS),
+        "tokenizer.adversarial.loss": (config.tokenizer.adversarial.loss, ADVERSARIAL_LOSSES),
         "tokenizer.dtype": (config.tokenizer.dtype, DTYPES),
         "tokenizer.training.decay": (config.tokenizer.training.decay, LEARNING_RATE_DECAYS),
         "transformer.dtype": (config.transformer.dtype, DTYPES),
@@ -306,6 +332,13 @@ def _check_values(config: Config) -> None:
     if config.tokenizer.norm == "batch" and not config.tokenizer.checkpoint:
         raise UserError("config.tokenizer.norm is 'batch', whose statistics come with a converted official tokenizer; give one "
                         "as config.tokenizer.checkpoint, or set it to 'group' to train a tokenizer.")
+    adversarial = config.tokenizer.adversarial
+    for name in ("frame_weight", "clip_weight", "feature_weight", "learning_rate", "ramp", "share", "scale_limit", "lecam_weight"):
+        if getattr(adversarial, name) < 0:
+            raise UserError(f"config.tokenizer.adversarial.{name} is {getattr(adversarial, name)}, but must not be negative.")
+    if not 0 <= adversarial.warmup <= adversarial.start:
+        raise UserError(f"config.tokenizer.adversarial.warmup is {adversarial.warmup}, but the discriminators can only learn alone in "
+                        f"the 0 to {adversarial.start} steps before config.tokenizer.adversarial.start.")
     if config.transformer.width % config.transformer.heads:
         raise UserError(f"config.transformer.width is {config.transformer.width}, which config.transformer.heads "
                         f"{config.transformer.heads} does not divide.")
@@ -335,6 +368,7 @@ def _check_values(config: Config) -> None:
         "evaluate.clips": config.evaluate.clips, "evaluate.batch_size": config.evaluate.batch_size,
         "masking.splits": config.masking.splits, "transformer.loss_block": config.transformer.loss_block,
         "tokenizer.training.steps": config.tokenizer.training.steps,
+        "tokenizer.adversarial.channels": adversarial.channels, "tokenizer.adversarial.layers": adversarial.layers,
     }
     # A transformer that is given may be used as it is.
     if not (config.transformer.checkpoint and config.transformer.training.steps == 0):

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ lies beside the package and is imported by its own files
 
 from absl import app, flags, logging
+from jax.errors import JaxRuntimeError
 from ml_collections import config_flags
 
 from mebt_jax.config import from_config_dict
@@ -88,6 +89,8 @@ def run() -> None:
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except JaxRuntimeError as error:
+        cluster.leave(error)
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(130)

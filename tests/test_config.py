@@ -1,5 +1,6 @@
 """Every shipped config builds, locks and describes a model that fits together; wrong fields are named."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -11,7 +12,9 @@ from configs import base
 from mebt_jax import config as config_lib
 from mebt_jax.errors import UserError
 from mebt_jax.masking import capacities
+from mebt_jax.stages import tokenizer as tokenizer_stage
 from mebt_jax.tokenizer.autoencoder import Tokenizer
+from mebt_jax.tokenizer.perceptual import LPIPS
 from mebt_jax.transformer.model import MeBT
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -30,7 +33,8 @@ def load(name: str) -> ConfigDict:
     return __import__(f"configs.{name}", fromlist=["get_config"]).get_config()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# The tokenizer_* configs are the models of others, and are built in full by the test below.
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("tokenizer_")])
 def test_config_builds_and_its_full_size_model_has_consistent_shapes(name):
     locked = load(name).lock()
     config = config_lib.from_config_dict(locked)
@@ -57,6 +61,20 @@ def test_config_builds_and_its_full_size_model_has_consistent_shapes(name):
     assert __import__(f"configs.{name}").__dict__[name].__doc__
 
 
+def test_the_whole_tokenizer_recipe_takes_a_step_at_full_size():
+    config = config_lib.from_config_dict(load("tokenizer_ucf").lock())
+    parts = tokenizer_stage.training_parts(config)
+    key = jax.random.key(0)
+    state = jax.eval_shape(lambda: tokenizer_stage.create_state(config, parts, key, key))
+    perceptual = jax.eval_shape(lambda: nnx.state(LPIPS(rngs=nnx.Rngs(0))))
+    video = jax.ShapeDtypeStruct((config.tokenizer.training.batch_size, 16, 128, 128, 3), "uint8")
+    step = functools.partial(tokenizer_stage.train_step, parts=parts, config=config.tokenizer, opposed=True)
+    after, metrics = jax.eval_shape(step, state, video, key, perceptual)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert {"l1", "commitment", "perceptual", "adversarial", "feature_matching", "frame_real", "clip_fake"} <= set(metrics)
+    assert all(value.shape == () for value in metrics.values())
+
+
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_paper_configs_carry_the_official_settings(name):
     config = config_lib.from_config_dict(load(name))
@@ -70,6 +88,23 @@ def test_paper_configs_carry_the_official_settings(name):
     assert config.grid == (config.data.frames // 4, 16, 16)
     assert (model.width, model.heads, model.latents, len(model.layers), config.tokenizer.codes) == (1024, 16, 256, 24, 16_384)
     assert (training.beta1, training.beta2, training.warmup_steps, training.decay) == (0.9, 0.95, 0, "constant")
+
+
+@pytest.mark.parametrize("name", ["ucf", "sky", "taichi"])
+def test_tokenizer_configs_carry_the_recipe_of_tats_and_the_other_configs_share_it(name):
+    config = config_lib.from_config_dict(load(f"tokenizer_{name}").lock())
+    tokenizer, training, opponents = config.tokenizer, config.tokenizer.training, config.tokenizer.adversarial
+    assert (config.data.frames, config.data.resolution, config.data.frame_stride) == (16, 128, 4 if name == "taichi" else 1)
+    assert (tokenizer.compression, tokenizer.patch, tokenizer.hidden, tokenizer.codes, tokenizer.code_width) == (
+        (4, 8, 8), (1, 1, 1), 32, 16_384, 256)
+    assert (tokenizer.l1_weight, tokenizer.l2_weight, tokenizer.commitment_weight, tokenizer.perceptual_weight) == (4, 0, 0.25, 4)
+    assert (opponents.frame_weight, opponents.clip_weight, opponents.feature_weight, opponents.loss) == (1, 1, 4, "hinge")
+    assert (opponents.channels, opponents.layers, opponents.start) == (64, 3, 10_000)
+    assert (opponents.warmup, opponents.ramp, opponents.share, opponents.lecam_weight) == (0, 0, 0, 0)
+    assert training.learning_rate == opponents.learning_rate == pytest.approx(3e-5 * 6 * 8 / 8 * 2 / 4)
+    assert (training.batch_size, training.accumulation, training.clip_norm) == (2 * 8 * 6, 6, 1.0)
+    for frames in (16, 128):
+        assert config_lib.from_config_dict(load(f"{name}{frames}")).tokenizer == tokenizer
 
 
 def test_unknown_field_names_the_nearest_valid_one():
@@ -96,12 +131,15 @@ def test_unknown_field_names_the_nearest_valid_one():
     ("data", "resolution", 100, "compression of 8 does not divide"),
     ("data", "frames", 30, "use a multiple of 4"),
     ("masking", "splits", 0, "must be at least 1"),
+    ("tokenizer", "adversarial", {"loss": "wgan"}, "adversarial.loss is 'wgan', but must be one of hinge, vanilla"),
+    ("tokenizer", "adversarial", {"share": -1.0}, "adversarial.share is -1.0, but must not be negative"),
+    ("tokenizer", "adversarial", {"warmup": 20_000}, "learn alone in the 0 to 10000 steps before"),
     ("data", "train_clips", 0, "must be at least 1"),
     ("sample", "top_k", 100_000, "between 0 and the 16384 codes"),
 ])
 def test_ill_typed_or_impossible_values_are_named(group, field, value, words):
     config = ConfigDict(base.get_config().to_dict(), type_safe=False)
-    config[group][field] = value
+    config[group].update({field: value})  # a dict changes some fields of its group
     with pytest.raises(UserError, match=words):
         config_lib.from_config_dict(config)
 

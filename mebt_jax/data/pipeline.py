@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import grain
-import jax
 import numpy as np
 from absl import flags
 
@@ -22,6 +21,9 @@ from mebt_jax.errors import UserError
 
 # Batches made ahead. grain's own default of 500 would hold tens of gigabytes of 128-frame clips.
 BATCHES_AHEAD = 4
+# Which part of every batch a host reads, and of how many (`runtime.mesh.host_share`).
+Share = tuple[int, int]
+WHOLE: Share = (0, 1)
 # Below this number of records grain's own shuffle takes longer than decoding a clip: it walks through a fixed range until it
 # meets a number in the set, 25 ms over the number of records for each clip (grain 0.2.18).
 FEW_RECORDS = 1000
@@ -31,7 +33,7 @@ class BatchIterator:
     """Endless training batches: `next()` -> {"video": uint8 [b, F, H, W, 3]}, this host's share of the global batch, or
     {"codes": int32 [b, T, h, w]} of sources of tokens.
 
-    Host h of n holds rows h * b to (h + 1) * b of the global batch, b = batch_size / n.
+    Share h of n is the rows h * b to (h + 1) * b of the global batch, b = batch_size / n.
     """
 
     def __init__(self, batches: grain.MapDataset, batch_size: int, workers: int):
@@ -121,8 +123,8 @@ def cut(record: dict, start: int, frames: int, stride: int) -> dict[str, np.ndar
     return {"video": clips.decode_images(record["frames"][window]) if "frames" in record else record["video"][window]}
 
 
-def train_batches(sources: Sources, config: Config, batch_size: int) -> BatchIterator:
-    """Endless shuffled batches; `batch_size` counts the clips of all hosts together.
+def train_batches(sources: Sources, config: Config, batch_size: int, share: Share = WHOLE) -> BatchIterator:
+    """Endless shuffled batches; `batch_size` counts the clips of all hosts together, `share` is this host's.
 
     Each epoch visits every record once, at a new random window; epochs follow one another without a gap, so a data set
     smaller than a batch works too.
@@ -136,11 +138,11 @@ def train_batches(sources: Sources, config: Config, batch_size: int) -> BatchIte
     else:
         dataset = grain.MapDataset.source(sources.train).seed(data.seed).shuffle().repeat(None)
     dataset = dataset.random_map(RandomWindow(data.frames, data.frame_stride))
-    return BatchIterator(_share(dataset, batch_size), batch_size, data.workers)
+    return BatchIterator(_shared(dataset, batch_size, share), batch_size, data.workers)
 
 
 def validation_batches(
-    sources: Sources, config: Config, batch_size: int, num_batches: int
+    sources: Sources, config: Config, batch_size: int, num_batches: int, share: Share = WHOLE
 ) -> Iterator[dict[str, np.ndarray]]:
     """At most `num_batches` batches of held-out clips, the same at every call: the middle window of each record.
 
@@ -154,7 +156,7 @@ def validation_batches(
     if len(dataset) < batch_size:
         dataset = dataset.repeat(None)[:batch_size]
     batches = min(num_batches, len(dataset) // batch_size)
-    return iter(_read(_share(dataset[: batches * batch_size], batch_size), workers=0))
+    return iter(_read(_shared(dataset[: batches * batch_size], batch_size, share), workers=0))
 
 
 def _windows(record: dict, frames: int, stride: int) -> int:
@@ -163,12 +165,12 @@ def _windows(record: dict, frames: int, stride: int) -> int:
     return len(record["frames" if "frames" in record else "video"]) - clips.span(frames, stride) + 1
 
 
-def _share(dataset: grain.MapDataset, batch_size: int) -> grain.MapDataset:
-    """Element k of the result is this host's share of global batch k; the shares of the other hosts are never made."""
-    hosts = jax.process_count()
-    if batch_size % hosts:
-        raise UserError(f"The batch of {batch_size} clips does not divide among {hosts} hosts; use a multiple of {hosts}.")
-    return dataset.batch(batch_size // hosts)[jax.process_index() :: hosts]
+def _shared(dataset: grain.MapDataset, batch_size: int, share: Share) -> grain.MapDataset:
+    """Element k of the result is this host's share of global batch k; the other shares are never made."""
+    index, shares = share
+    if batch_size % shares:
+        raise UserError(f"The batch of {batch_size} clips does not divide among {shares} hosts; use a multiple of {shares}.")
+    return dataset.batch(batch_size // shares)[index::shares]
 
 
 def _read(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, np.ndarray]]:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,10 @@ class Restored:
 class Checkpointer:
     """Saves and restores the states of one stage. Use as a context manager: leaving it waits for the last save.
 
-    Kept are the two latest, the one with the smallest validation metric, and the multiples of `keep_every`.
+    Kept are the two latest, the one with the smallest validation metric, the multiples of `keep_every`, and `keep_steps`.
     """
 
-    def __init__(self, directory: Path, meta: dict[str, Any], keep_every: int) -> None:
+    def __init__(self, directory: Path, meta: dict[str, Any], keep_every: int, keep_steps: Sequence[int] = ()) -> None:
         """`meta` is plain JSON that says what the checkpoints are of; it is saved with each."""
         self.directory = directory.absolute()
         self._meta = meta
@@ -61,6 +61,7 @@ class Checkpointer:
             policies.LatestN(LATEST_KEPT),
             policies.BestN(get_metric_fn=lambda metrics: metrics[METRIC], reverse=True, n=1),
             policies.EveryNSteps(keep_every),
+            policies.CustomSteps(list(keep_steps)),
         ]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(preservation), best_fn=lambda metrics: metrics[METRIC],
@@ -77,6 +78,8 @@ class Checkpointer:
             self.wait()
             self._manager.close()
             return
+        if kind is jax.errors.JaxRuntimeError and jax.process_count() > 1:
+            return  # if another process has died, closing would wait for it
         # Something else went wrong already: that is what the user must hear of, not the save behind it.
         with contextlib.suppress(*STORAGE_ERRORS):
             self._manager.close()

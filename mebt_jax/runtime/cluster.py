@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,6 +42,19 @@ def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) ->
             jax.distributed.initialize()  # only the metadata server of the cloud knows whether there are other hosts
         except ValueError:  # what JAX raises where it finds no cluster: these chips are alone
             pass
+
+
+def leave(error: Exception) -> None:
+    """Ends this process after a failure that another process may have caused; with one process it raises `error` again.
+
+    Nothing is closed: whatever waits for all processes, as the end of a checkpoint does, would wait for the dead one too.
+    """
+    if jax.process_count() == 1:
+        raise error
+    reason = str(error).strip().splitlines()[0][:200]
+    print(f"Process {jax.process_index()} ends because another process of this run may have ended ({reason}); the same command "
+          f"on all of them goes on from the last checkpoint.", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def launched_in_parallel(environment: Mapping[str, str]) -> bool:

@@ -4,7 +4,7 @@ A run that was killed at any moment and started again writes the same numbers as
 state, the position in the data and the metrics since the last log line, and everything random follows from the step.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +38,7 @@ def train(
     take_step: Callable[[TrainState, Mapping[str, np.ndarray], int], tuple[TrainState, dict[str, jax.Array]]],
     validate: Callable[[TrainState, int], dict[str, float]],
     best_by: str,
+    keep_steps: Sequence[int] = (),
 ) -> TrainState:
     """Trains up to `training.steps` and returns the last state.
 
@@ -51,12 +52,13 @@ def train(
         take_step: (state, batch, finished steps) -> (state, scalars with "loss" and "gradient_norm"); may donate the state.
         validate: (state, finished steps) -> numbers.
         best_by: the number of `validate` by which the best checkpoint is chosen; smaller is better.
+        keep_steps: steps whose checkpoints are made and kept for good.
 
     Raises:
         UserError: loss or state not finite, or a checkpoint could not be written or read.
         SystemExit: 143 after SIGTERM, when everything is saved.
     """
-    with checkpoints.Checkpointer(directory / "checkpoints", meta, training.keep_every) as checkpointer:
+    with checkpoints.Checkpointer(directory / "checkpoints", meta, training.keep_every, keep_steps) as checkpointer:
         step, state, unlogged = restore_latest(stage, checkpointer, state, batches)
         metrics = telemetry.StepMetrics(stage, checkpointer, unlogged)
         rate = learning_rate_schedule(training)
@@ -79,7 +81,7 @@ def train(
                     validation = validate(state, step)
                     log.write(step, {f"validation/{name}": value for name, value in validation.items()})
                     log.draw(directory / "curves.png", title=stage)
-                if last or leaving or validation or step % training.checkpoint_every == 0:
+                if last or leaving or validation or step % training.checkpoint_every == 0 or step in keep_steps:
                     metrics.collect()
                     progress = {"batches": batches.get_state(), "unlogged": metrics.unlogged}
                     checkpointer.save(step, state, progress, metric=validation.get(best_by))

@@ -1,10 +1,12 @@
 """Device mesh and sharding rules: the only file that knows which array lies where.
 
-Axes: `data` (batch), `fsdp` (batch, and large parameters are split), `sequence` (tokens), `tensor` (widths). The batch
-is split over `data` and `fsdp`; parameters, their averages and optimizer moments are split over `fsdp` by shape.
+Axes: `data` (batch), `fsdp` (batch), `sequence` (tokens; rows of frames), `tensor` (heads, hidden channels, codes; columns of
+frames). Parameters, their averages and optimizer moments are split over `tensor` by name, and over `fsdp` and `sequence` by
+shape; a layer's are gathered over these two when it runs. Models name the axes of their activations in `constrain`.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +18,25 @@ from mebt_jax.errors import UserError
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH_AXES = ("data", "fsdp")
+STATE_AXES = ("fsdp", "sequence")
+
+# Axes of activations, as the models call them -> mesh axes that split them.
+ACTIVATIONS = {
+    "batch": BATCH_AXES,
+    "tokens": "sequence",  # latents, contexts or targets
+    "heads": "tensor",
+    "hidden": "tensor",  # channels inside an MLP
+    "codes": "tensor",  # of logits
+    "rows": "sequence",  # of frames and of the latent grid, in the tokenizer
+    "columns": "tensor",
+}
+# (layer, parameter) of the transformer -> the axis, from the end, that lies along `tensor`. A layer that splits its outputs is
+# followed by one that splits its inputs, so a block sums over devices twice: after its attention and after its MLP.
+TENSOR_PARAMETERS = {
+    **{(layer, "kernel"): -1 for layer in ("query", "key", "value", "mlp_in", "head")},
+    **{(layer, "bias"): -1 for layer in ("query", "key", "value", "mlp_in")},
+    **{(layer, "kernel"): -2 for layer in ("output", "mlp_out")},
+}
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -56,35 +77,150 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
     """Raises UserError if `batch_size` clips cannot be spread evenly; `field` is the config field to mend."""
-    shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    shards = _devices(mesh, BATCH_AXES)
     if batch_size % shards:
         raise UserError(f"{field} gives {batch_size} clips at a time, which do not spread evenly over the {shards} devices "
                         f"of the mesh's data and fsdp axes; make it a multiple of {shards} or set config.mesh.")
 
 
-def state_sharding(abstract_state: Any, mesh: Mesh, min_elements: int) -> Any:
-    """Tree of NamedShardings for a tree of arrays or ShapeDtypeStructs: FSDP by shape.
+def on_mesh(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which is to be jitted, with the mesh that `constrain` and `gather` inside it are about."""
+    @functools.wraps(function)
+    def placed(*args: Any, **kwargs: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **kwargs)
 
-    An array of at least `min_elements` elements is split over `fsdp` along its largest divisible axis; all others are
-    replicated, because gathering many small pieces costs more than it saves.
+    return function if mesh is None else placed
+
+
+def platform() -> str:
+    """What the program being traced is for: "cpu", "gpu" or "tpu". Inside `on_mesh` not always what this machine has."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+
+
+def splits(axis: str) -> bool:
+    """Whether an axis of ACTIVATIONS is split at all by the mesh of `on_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and _devices(mesh, ACTIVATIONS[axis]) > 1
+
+
+def on_each_device(function: Callable[..., jax.Array], axes: Sequence[tuple[str | None, ...]],
+                   result: tuple[str | None, ...]) -> Callable[..., jax.Array]:
+    """`function` on each device's part of its arguments, for kernels that the compiler cannot split.
+
+    Args:
+        axes: names of the axes of each argument, as in `constrain`; they must divide evenly.
+        result: those of the result.
     """
-    return jax.tree.map(lambda x: NamedSharding(mesh, _fsdp_spec(x.shape, mesh.shape["fsdp"], min_elements)), abstract_state)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function
+    specs = [PartitionSpec(*(None if axis is None else ACTIVATIONS[axis] for axis in names)) for names in (*axes, result)]
+    # Kernels do not say how their results vary over devices, so that cannot be checked.
+    return jax.shard_map(function, mesh=mesh, in_specs=tuple(specs[:-1]), out_specs=specs[-1], check_vma=False)
 
 
-def _fsdp_spec(shape: tuple[int, ...], fsdp: int, min_elements: int) -> PartitionSpec:
-    divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0 and size > 0]
-    if fsdp == 1 or not divisible or np.prod(shape) < min_elements:
-        return PartitionSpec()
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """`x` split as ACTIVATIONS says for its axes, None for one that every device holds whole; outside of `on_mesh` just `x`.
+
+    An axis shorter than the number of devices along it is not split.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    names = [None if axis is None else ACTIVATIONS[axis] for axis in axes]
+    fitting = [name if name is not None and size >= _devices(mesh, name) else None for name, size in zip(names, x.shape)]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*fitting))
+
+
+def gather(params: Any) -> Any:
+    """Parameters about to be used, no longer split over STATE_AXES; outside of `on_mesh` they are returned as they are.
+
+    Their gradients may come split in any way: no device needs more of them than its part of the state.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return params
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: _gathered(x, PartitionSpec(*_tensor_spec(path, x.shape, mesh))), params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+_gathered.defvjp(lambda x, spec: (_gathered(x, spec), None), lambda spec, _, gradient: (gradient,))
+
+
+def state_sharding(abstract_state: Any, mesh: Mesh, min_elements: int) -> Any:
+    """Tree of NamedShardings for a tree of arrays or ShapeDtypeStructs: `tensor` by name, STATE_AXES by shape.
+
+    An array of at least `min_elements` elements is split over STATE_AXES along its largest divisible axis; smaller ones are
+    not, because gathering many small pieces costs more than it saves.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: NamedSharding(mesh, _state_spec(path, x.shape, mesh, min_elements)), abstract_state)
+
+
+def _state_spec(path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh, min_elements: int) -> PartitionSpec:
+    spec = _tensor_spec(path, shape, mesh)
     # The leading axis of a stacked array counts layers: a scan over a split one would move every layer through every device.
-    inner = [axis for axis in divisible if axis > 0 or len(shape) < 3] or divisible
-    axis = max(inner, key=lambda a: shape[a])
-    return PartitionSpec(*(("fsdp" if a == axis else None) for a in range(len(shape))))
+    free = [axis for axis in range(len(shape)) if spec[axis] is None]
+    inner = [axis for axis in free if axis > 0 or len(shape) < 3]
+    for names in (STATE_AXES, STATE_AXES[:1], STATE_AXES[1:]):
+        names = tuple(name for name in names if mesh.shape[name] > 1)
+        for axes in (inner, free):
+            divisible = [axis for axis in axes if shape[axis] and shape[axis] % _devices(mesh, names) == 0]
+            if names and divisible and np.prod(shape) >= min_elements:
+                spec[max(divisible, key=lambda axis: shape[axis])] = names if len(names) > 1 else names[0]
+                return PartitionSpec(*spec)
+    return PartitionSpec(*spec) if any(spec) else PartitionSpec()
+
+
+def _tensor_spec(path: tuple[Any, ...], shape: tuple[int, ...], mesh: Any) -> list[str | None]:
+    """One entry per axis: "tensor" or None."""
+    names = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+    axis = TENSOR_PARAMETERS.get(tuple(names[-2:]))
+    split = axis is not None and mesh.shape["tensor"] > 1 and shape[axis] % mesh.shape["tensor"] == 0
+    return [("tensor" if split and i == len(shape) + axis else None) for i in range(len(shape))]
+
+
+def _devices(mesh: Any, names: str | tuple[str, ...]) -> int:
+    return int(np.prod([mesh.shape[name] for name in ((names,) if isinstance(names, str) else names)]))
+
+
+def host_share(mesh: Mesh) -> tuple[int, int]:
+    """(i, n): the devices of this process hold the i-th of n even parts of every batch.
+
+    Processes hold the same part where one clip is split over devices of several.
+
+    Raises:
+        UserError: they hold rows that are not one such part.
+    """
+    shards = _devices(mesh, BATCH_AXES)
+    of_part = mesh.devices.reshape(shards, -1)  # rows: the devices that hold each part
+    mine = [part for part in range(shards) if any(one.process_index == jax.process_index() for one in of_part[part])]
+    number, start = len(mine), mine[0] // len(mine)
+    if mine != list(range(start * number, start * number + number)) or shards % number:
+        raise UserError(f"The mesh {dict(mesh.shape)} gives process {jax.process_index()} the parts {mine} of {shards} of a "
+                        f"batch, which are not one stretch; choose config.mesh so that data times fsdp is a multiple of the "
+                        f"{jax.process_count()} processes or divides it.")
+    return start, shards // number
+
+
+def host_rows(mesh: Mesh, rows: int) -> slice:
+    """Those of `rows` rows of a batch that the devices of this process hold."""
+    share, shares = host_share(mesh)
+    return slice(share * rows // shares, (share + 1) * rows // shares)
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Global arrays [B, ...] from this process's rows [B / processes, ...] of each field, split by `batch_sharding`."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(rows)) for name, rows in batch.items()}
+    """Global arrays [B, ...] from this process's rows (`host_rows`) of each field, split by `batch_sharding`."""
+    sharding, (_, shares) = batch_sharding(mesh), host_share(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(rows), (shares * len(rows), *rows.shape[1:]))
+            for name, rows in batch.items()}
 
 
 def put_rows(mesh: Mesh, *arrays: np.ndarray) -> tuple[jax.Array, ...]:

@@ -110,9 +110,13 @@ class StepMetrics:
         self._on_device.clear()
 
     def average(self) -> dict[str, float]:
-        """Means over the steps since the last call."""
+        """Means over the steps since the last call that have the number."""
         self.collect()
-        means = {name: sum(numbers[name] for numbers in self.unlogged) / len(self.unlogged) for name in self.unlogged[0]}
+        columns: dict[str, list[float]] = {}
+        for numbers in self.unlogged:
+            for name, value in numbers.items():
+                columns.setdefault(name, []).append(value)
+        means = {name: sum(values) / len(values) for name, values in columns.items()}
         self.unlogged.clear()
         return means
 

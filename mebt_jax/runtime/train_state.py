@@ -20,7 +20,7 @@ class TrainState:
     """Leaves are arrays only, so a checkpoint of it needs no code to read.
 
     step: int32 number of finished steps; params: model weights; ema: their running average, or None;
-    opt_state: optax state; statistics: codebook of the tokenizer, or None.
+    opt_state: optax state; statistics: codebook of the tokenizer, or None; adversary: its discriminators, or None.
     """
 
     step: jax.Array
@@ -28,6 +28,7 @@ class TrainState:
     ema: Any
     opt_state: Any
     statistics: Any = None
+    adversary: Any = None
 
     @property
     def averaged(self) -> Any:
@@ -35,11 +36,12 @@ class TrainState:
         return self.params if self.ema is None else self.ema
 
 
-def new_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool, statistics: Any = None) -> TrainState:
+def new_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool, statistics: Any = None,
+              adversary: Any = None) -> TrainState:
     # A copy, not an alias: a donated buffer may appear only once.
     average = jax.tree.map(jnp.copy, params) if ema else None
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=average, opt_state=optimizer.init(params),
-                      statistics=statistics)
+                      statistics=statistics, adversary=adversary)
 
 
 def create_sharded(create: Callable[[], Any], mesh: Mesh, min_elements: int) -> tuple[Any, Any]:
@@ -73,7 +75,11 @@ def accumulated_gradients(loss_fn: Callable[..., tuple[jax.Array, Any]], params:
     Each leaf [B, ...] of `batch` is cut into `pieces` interleaved pieces (rows i, i + pieces, ...), so that every device
     works on its own rows of every piece. The leaves of the returned aux have a leading axis [pieces].
     """
-    gradient = jax.grad(loss_fn, has_aux=True)
+    return accumulated(jax.grad(loss_fn, has_aux=True), params, batch, pieces)
+
+
+def accumulated(gradient: Callable[..., tuple[Any, Any]], params: Any, batch: Any, pieces: int) -> tuple[Any, Any]:
+    """`accumulated_gradients` of a function that computes them itself: (params, piece, index) -> (gradients, aux)."""
     if pieces == 1:
         gradients, aux = gradient(params, batch, 0)
         return gradients, jax.tree.map(lambda x: x[None], aux)

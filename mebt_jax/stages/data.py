@@ -36,7 +36,7 @@ def prepare_and_show(config: Config, workdir: Path) -> None:
     sources.prepare(config, workdir)
     opened = sources.open_sources(config, workdir)
 
-    batch = next(pipeline.train_batches(opened, config, PREVIEW_CLIPS * jax.process_count()))
+    batch = next(pipeline.train_batches(opened, config, PREVIEW_CLIPS))
     rows = [(f"train clip {i}", video) for i, video in enumerate(batch["video"])]
     pictures.contact_sheet(workdir / STAGE / "preview.png", rows)
 

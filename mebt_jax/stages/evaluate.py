@@ -58,9 +58,10 @@ def run(config: Config, workdir: Path) -> None:
     count = max(config.evaluate.clips, protocol.clips)
     real_networks = feature_networks.for_reals(networks, protocol, config)
     measured = compiled_measure(real_networks, feature_networks.load_lpips(config), mesh)
-    held_out = measure_clips(pixels, measured, pipeline.validation_batches(clip_sources, config, size, -(-count // size)),
+    number, share = -(-count // size), mesh_lib.host_share(mesh)
+    held_out = measure_clips(pixels, measured, pipeline.validation_batches(clip_sources, config, size, number, share),
                              len(clip_sources.validation), keep, "held-out clips")
-    train_batches = islice(pipeline.train_batches(clip_sources, config, size), -(-count // size))
+    train_batches = islice(pipeline.train_batches(clip_sources, config, size, share), number)
     train = measure_clips(pixels, measured, train_batches, len(clip_sources.train), 0, "training clips")
     generated = generated_clips(generated_codes, pixels, feature_networks.with_windows(networks, config), size,
                                 max(keep, 2 * PICTURED_CLIPS))

@@ -179,8 +179,7 @@ class Sampler:
     def encode(self, task: Task, videos: Sequence[np.ndarray]) -> jax.Array:
         """Codes [B, T, H, W] of what the task may see of each video."""
         rows = np.stack([task.visible(video) for video in videos])  # [B, F, H, W, 3]
-        share = len(rows) // jax.process_count()
-        return self.pixels.codes(rows[share * jax.process_index():][:share])
+        return self.pixels.codes(rows[mesh_lib.host_rows(self.mesh, len(rows))])
 
     def video_of(self, codes: np.ndarray) -> np.ndarray:
         """Codes [B, T, H, W] of a full batch -> uint8 [B, F, H, W, 3]."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -16,13 +17,15 @@ from mebt_jax import config as config_lib
 from mebt_jax.config import Config, TokenizerConfig
 from mebt_jax.data import clips, pipeline, sources
 from mebt_jax.errors import UserError
+from mebt_jax.interop import folders
 from mebt_jax.runtime import checkpoints, loop, mesh as mesh_lib, pictures, telemetry, workdir as workdir_lib
 from mebt_jax.runtime.optimizers import make_optimizer
 from mebt_jax.runtime.train_state import (
-    TrainState, accumulated_gradients, apply_gradients, create_sharded, join_pieces, new_state,
+    TrainState, accumulated, accumulated_gradients, apply_gradients, create_sharded, join_pieces, new_state,
 )
-from mebt_jax.tokenizer import fitting, losses, quantizers
+from mebt_jax.tokenizer import adversarial, fitting, losses, quantizers
 from mebt_jax.tokenizer.autoencoder import Tokenizer, own_codes, tokenizer_hash
+from mebt_jax.tokenizer.perceptual import LPIPS
 
 STAGE = "tokenizer"
 PICTURED_CLIPS = 4
@@ -59,72 +62,147 @@ def run(config: Config, workdir: Path) -> None:
 
     # ---- data -------------------------------------------------------------------------------------------------------
     clip_sources = sources.open_sources(config, workdir)
-    batches = pipeline.train_batches(clip_sources, config, training.batch_size)
+    share = mesh_lib.host_share(mesh)
+    batches = pipeline.train_batches(clip_sources, config, training.batch_size, share)
 
     # ---- model and state --------------------------------------------------------------------------------------------
-    graphdef, abstract_params = abstract_tokenizer(config)
-    optimizer = make_optimizer(training, abstract_params)
+    parts = training_parts(config)
+    perceptual = load_perceptual(config, mesh)
     root_key, params_key, codebook_key = jax.random.split(jax.random.key(config.runtime.seed), 3)
-
-    def create() -> TrainState:
-        params = nnx.state(Tokenizer(config.tokenizer, rngs=nnx.Rngs(params_key)), nnx.Param)
-        codebook = quantizers.init_codebook(config.tokenizer, codebook_key)
-        return new_state(params, optimizer, ema=training.ema_decay > 0, statistics=codebook)
-
-    state, shardings = create_sharded(create, mesh, config.runtime.fsdp_min_elements)
+    state, shardings = create_sharded(functools.partial(create_state, config, parts, params_key, codebook_key), mesh,
+                                      config.runtime.fsdp_min_elements)
     parameters = telemetry.write_parameter_overview(state.params, directory / "parameters.txt")
     telemetry.say(f"{STAGE}: {parameters:,} parameters on {mesh.size} device(s)")
 
     # ---- step -------------------------------------------------------------------------------------------------------
     batch, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
-    jitted_fit = jax.jit(functools.partial(fit_start, graphdef=graphdef, batch_size=training.batch_size),
-                         in_shardings=(shardings, batch, everywhere), out_shardings=shardings, donate_argnums=0)
-    step = functools.partial(train_step, graphdef=graphdef, optimizer=optimizer, config=config.tokenizer)
-    jitted_step = jax.jit(step, in_shardings=(shardings, batch, everywhere), out_shardings=(shardings, everywhere),
-                          donate_argnums=0)
-    jitted_validation = jax.jit(functools.partial(validation_step, graphdef=graphdef, config=config.tokenizer),
-                                out_shardings=(everywhere, batch))
+    on_mesh = functools.partial(mesh_lib.on_mesh, mesh)
+    fit = functools.partial(fit_start, graphdef=parts.graphdef, batch_size=training.batch_size)
+    jitted_fit = jax.jit(on_mesh(fit), in_shardings=(shardings, batch, everywhere), out_shardings=shardings, donate_argnums=0)
+    step = functools.partial(train_step, parts=parts, config=config.tokenizer)
+    # Two programs, so that the steps before the discriminators do not pay for them.
+    jitted_steps = {opposed: jax.jit(on_mesh(functools.partial(step, opposed=opposed)), donate_argnums=0,
+                                     in_shardings=(shardings, batch, everywhere, everywhere),
+                                     out_shardings=(shardings, everywhere)) for opposed in (False, True)}
+    in_training = functools.partial(validation_step, graphdef=parts.graphdef, config=config.tokenizer)
+    jitted_validation = jax.jit(on_mesh(in_training), out_shardings=(everywhere, batch))
+    adversarial_config = config.tokenizer.adversarial
+    first_opposed = adversarial_config.start - adversarial_config.warmup if adversarial_config.on else training.steps
 
     def take_step(state: TrainState, rows: Mapping[str, np.ndarray], step: int) -> tuple[TrainState, dict[str, jax.Array]]:
         if step == 0:
             state = jitted_fit(state, first_clips(), codebook_key)
-        return jitted_step(state, mesh_lib.put_batch(mesh, rows)["video"], root_key)
+        video = mesh_lib.put_batch(mesh, rows)["video"]
+        return jitted_steps[step >= first_opposed](state, video, root_key, perceptual)
 
     def first_clips() -> jax.Array:
         number = fitting.clips_needed(config.tokenizer.codes, int(np.prod(config.grid)), training.batch_size)
         telemetry.say(f"{STAGE}: fitting the start to {number} clips")
-        return mesh_lib.put_batch(mesh, next(pipeline.train_batches(clip_sources, config, number)))["video"]
+        return mesh_lib.put_batch(mesh, next(pipeline.train_batches(clip_sources, config, number, share)))["video"]
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
-        held_out = pipeline.validation_batches(clip_sources, config, training.batch_size, training.validation_batches)
-        return validation(jitted_validation, state, held_out, mesh, directory / "pictures" / f"step_{step:08d}.png")
+        held_out = pipeline.validation_batches(clip_sources, config, training.batch_size, training.validation_batches, share)
+        return validation(functools.partial(jitted_validation, perceptual=perceptual), state, held_out, mesh,
+                          directory / "pictures" / f"step_{step:08d}.png")
 
     # ---- loop -------------------------------------------------------------------------------------------------------
     meta = {"stage": STAGE, "config": config_lib.to_dict(config), "versions": checkpoints.versions()}
     state = loop.train(STAGE, directory, training, meta, state, batches, take_step=take_step, validate=validate,
-                       best_by="loss")
+                       best_by="loss", keep_steps=[adversarial_config.start] if adversarial_config.on else [])
     workdir_lib.mark_done(config, workdir, STAGE, step=training.steps,
                           tokenizer=tokenizer_hash(state.averaged, state.statistics))
 
 
-def train_step(state: TrainState, video: jax.Array, root_key: jax.Array, *, graphdef: nnx.GraphDef,
-               optimizer: optax.GradientTransformation, config: TokenizerConfig) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step and one codebook update on uint8 clips [B, F, H, W, 3]; returns the new state and its metrics."""
-    key = jax.random.fold_in(root_key, state.step)
+@dataclasses.dataclass(frozen=True)
+class TrainingParts:
+    """What a step needs besides arrays; the last two are None without discriminators."""
+
+    graphdef: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    opponents: nnx.GraphDef | None
+    opponents_optimizer: optax.GradientTransformation | None
+
+
+def training_parts(config: Config) -> TrainingParts:
+    graphdef, abstract_params = abstract_tokenizer(config)
+    training, opponents = config.tokenizer.training, config.tokenizer.adversarial
+    return TrainingParts(
+        graphdef, make_optimizer(training, abstract_params),
+        adversarial.discriminators_graph(opponents) if opponents.on else None,
+        adversarial.make_discriminator_optimizer(opponents, training.clip_norm) if opponents.on else None)
+
+
+def create_state(config: Config, parts: TrainingParts, params_key: jax.Array, codebook_key: jax.Array) -> TrainState:
+    """The state before `fit_start`; for use under jit."""
+    params = nnx.state(Tokenizer(config.tokenizer, rngs=nnx.Rngs(params_key)), nnx.Param)
+    codebook = quantizers.init_codebook(config.tokenizer, codebook_key)
+    opponents = None
+    if parts.opponents is not None:
+        opponents = adversarial.new_adversary(config.tokenizer.adversarial, parts.opponents_optimizer,
+                                              jax.random.fold_in(params_key, 1))
+    return new_state(params, parts.optimizer, ema=config.tokenizer.training.ema_decay > 0, statistics=codebook,
+                     adversary=opponents)
+
+
+def train_step(state: TrainState, video: jax.Array, root_key: jax.Array, perceptual: nnx.State | None = None, *,
+               parts: TrainingParts, config: TokenizerConfig, opposed: bool = False) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step and one codebook update on uint8 clips [B, F, H, W, 3]; returns the new state and its metrics.
+
+    Args:
+        perceptual: weights of LPIPS, or None to go without.
+        opposed: the discriminators take part: the tokenizer moves against them, then they move against the moved tokenizer.
+
+    Note: the official program updates the codebook in both halves and in every accumulated piece; here it is once a step.
+    """
     training = config.training
+    codes_key = jax.random.fold_in(root_key, state.step)
+    frame_key, other_frame_key = jax.random.split(jax.random.fold_in(codes_key, 1))
+    lpips = None if perceptual is None else nnx.merge(lpips_graph(), perceptual)
+    opponents = nnx.merge(parts.opponents, state.adversary.params, state.adversary.statistics) if opposed else None
+    ramped = adversarial.ramp(config.adversarial, state.step)
 
-    def loss_fn(params: nnx.State, piece: jax.Array, _: Any) -> tuple[jax.Array, tuple[Any, ...]]:
-        tokenizer = nnx.merge(graphdef, params)
-        loss, output = losses.tokenizer_loss(tokenizer, state.statistics, clips.to_float(piece), config)
-        return loss / training.accumulation, (output.features, output.codes, {"loss": loss, **output.metrics})
+    def gradient(params: nnx.State, piece: tuple[jax.Array, jax.Array], _: Any) -> tuple[nnx.State, tuple[Any, ...]]:
+        gradients, loss, output = adversarial.tokenizer_gradients(
+            parts.graphdef, params, state.statistics, clips.to_float(piece[0]), piece[1], config, lpips, opponents, ramped)
+        gradients = jax.tree.map(lambda g: g / training.accumulation, gradients)
+        return gradients, (output.features, output.codes, {"loss": loss, **output.metrics})
 
-    gradients, (features, codes, metrics) = accumulated_gradients(loss_fn, state.params, video, training.accumulation)
+    gradients, (features, codes, metrics) = accumulated(gradient, state.params, (video, random_frames(video, frame_key)),
+                                                        training.accumulation)
     # The codebook sees the whole batch at once, so accumulation does not change its running counts.
-    codebook = quantizers.update_codebook(state.statistics, join_pieces(features), join_pieces(codes), key,
+    codebook = quantizers.update_codebook(state.statistics, join_pieces(features), join_pieces(codes), codes_key,
                                           decay=config.codebook_decay, restart_threshold=config.restart_threshold)
-    state = apply_gradients(state, gradients, optimizer, training.ema_decay).replace(statistics=codebook)
-    metrics = {name: value.mean() for name, value in metrics.items()}
-    return state, metrics | {"gradient_norm": optax.global_norm(gradients)}
+    state = apply_gradients(state, gradients, parts.optimizer, training.ema_decay).replace(statistics=codebook)
+    metrics = {name: value.mean() for name, value in metrics.items()} | {"gradient_norm": optax.global_norm(gradients)}
+    if opposed:
+        adversary, verdict = discriminator_step(state, video, random_frames(video, other_frame_key), parts, config)
+        state, metrics = state.replace(adversary=adversary), metrics | verdict
+    return state, metrics
+
+
+def discriminator_step(state: TrainState, video: jax.Array, frame: jax.Array, parts: TrainingParts,
+                       config: TokenizerConfig) -> tuple[adversarial.Adversary, dict[str, jax.Array]]:
+    """One optimizer step of the discriminators on uint8 clips [B, F, H, W, 3] and what the tokenizer makes of them."""
+    adversary, pieces = state.adversary, config.training.accumulation
+    tokenizer = nnx.merge(parts.graphdef, state.params)
+
+    def loss_fn(params: nnx.State, piece: tuple[jax.Array, jax.Array], _: Any) -> tuple[jax.Array, adversarial.Verdict]:
+        judges = nnx.merge(parts.opponents, params, adversary.statistics)
+        real = clips.to_float(piece[0])
+        _, output = losses.code_loss(tokenizer, state.statistics, real, config)
+        loss, verdict = adversarial.discriminator_loss(judges, output.reconstruction, real, piece[1], adversary.logits,
+                                                       config.adversarial)
+        return loss / pieces, verdict
+
+    gradients, verdicts = accumulated_gradients(loss_fn, adversary.params, (video, frame), pieces)
+    verdict = jax.tree.map(lambda x: x.mean(axis=0), verdicts)
+    adversary = adversarial.updated_adversary(adversary, gradients, verdict, parts.opponents_optimizer)
+    return adversary, verdict.metrics | {"discriminator_gradient_norm": optax.global_norm(gradients)}
+
+
+def random_frames(video: jax.Array, key: jax.Array) -> jax.Array:
+    """int [B]: one frame of each clip [B, F, H, W, 3], for what looks at frames (mebt/vqgan.py:104)."""
+    return jax.random.randint(key, video.shape[:1], 0, video.shape[1])
 
 
 def fit_start(state: TrainState, video: jax.Array, key: jax.Array, *, graphdef: nnx.GraphDef, batch_size: int) -> TrainState:
@@ -135,10 +213,12 @@ def fit_start(state: TrainState, video: jax.Array, key: jax.Array, *, graphdef: 
     return state.replace(params=params, ema=None if state.ema is None else params, statistics=codebook)
 
 
-def validation_step(params: nnx.State, codebook: quantizers.Codebook, video: jax.Array, *, graphdef: nnx.GraphDef,
-                    config: TokenizerConfig) -> tuple[dict[str, jax.Array], jax.Array]:
+def validation_step(params: nnx.State, codebook: quantizers.Codebook, video: jax.Array, perceptual: nnx.State | None = None, *,
+                    graphdef: nnx.GraphDef, config: TokenizerConfig) -> tuple[dict[str, jax.Array], jax.Array]:
     """Metrics of a batch of uint8 clips [B, F, H, W, 3] and their reconstructions in the same form."""
-    loss, output = losses.tokenizer_loss(nnx.merge(graphdef, params), codebook, clips.to_float(video), config)
+    lpips = None if perceptual is None else nnx.merge(lpips_graph(), perceptual)
+    middle = jnp.full(video.shape[:1], video.shape[1] // 2)  # LPIPS looks at the same frames in every validation
+    loss, output = losses.tokenizer_loss(nnx.merge(graphdef, params), codebook, clips.to_float(video), config, lpips, middle)
     return {"loss": loss, **output.metrics}, clips.to_uint8(output.reconstruction)
 
 
@@ -167,6 +247,27 @@ def reconstruction_rows(video: np.ndarray, reconstruction: np.ndarray) -> list[t
 def abstract_tokenizer(config: Config) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure and parameter shapes, without making any array."""
     return nnx.split(nnx.eval_shape(lambda: Tokenizer(config.tokenizer, rngs=nnx.Rngs(0))))
+
+
+def lpips_graph() -> nnx.GraphDef:
+    return nnx.split(nnx.eval_shape(lambda: LPIPS(rngs=nnx.Rngs(0))))[0]
+
+
+def load_perceptual(config: Config, mesh: Mesh) -> nnx.State | None:
+    """Weights of LPIPS on every device, or None if the config goes without.
+
+    Raises:
+        UserError: they are needed and not there.
+    """
+    tokenizer = config.tokenizer
+    if tokenizer.perceptual_weight == 0:
+        return None
+    if not tokenizer.lpips:
+        raise UserError(f"config.tokenizer.perceptual_weight is {tokenizer.perceptual_weight}, but the weights of LPIPS are not here: "
+                        f"fetch "
+                        f"`lpips` and `vgg16` with mebt_jax.interop.fetch, convert them (docs/evaluation.md) and pass "
+                        f"--config.tokenizer.lpips=DIR, or train without them by --config.tokenizer.perceptual_weight=0.")
+    return jax.device_put(folders.load_network(Path(tokenizer.lpips), "lpips")[1], mesh_lib.replicated(mesh))
 
 
 def load_tokenizer(config: Config, workdir: Path, mesh: Mesh) -> TrainedTokenizer:

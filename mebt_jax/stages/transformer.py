@@ -73,7 +73,8 @@ def run(config: Config, workdir: Path) -> None:
     clip_sources = sources.open_sources(config, workdir)
     if config.data.tokens:
         clip_sources = token_cache.prepare(config, workdir, clip_sources, tokenizer.content_hash, encoder.codes_on_host)
-    batches = pipeline.train_batches(clip_sources, config, training.batch_size)
+    share = mesh_lib.host_share(mesh)
+    batches = pipeline.train_batches(clip_sources, config, training.batch_size, share)
 
     # ---- model and state --------------------------------------------------------------------------------------------
     graphdef, abstract_params = abstract_transformer(config)
@@ -99,10 +100,11 @@ def run(config: Config, workdir: Path) -> None:
         return step_of(draw.shape)(state, codes, *place(draw, mesh), root_key)
 
     # ---- validation -------------------------------------------------------------------------------------------------
-    held_out = pipeline.validation_batches(clip_sources, config, training.batch_size, training.validation_batches)
+    held_out = pipeline.validation_batches(clip_sources, config, training.batch_size, training.validation_batches, share)
     held_out_codes = [encoder.codes_of(rows) for rows in held_out]
-    jitted_validation = jax.jit(functools.partial(validation_step, graphdef=graphdef, config=config.transformer),
-                                static_argnames="shape", out_shardings=mesh_lib.replicated(mesh))
+    in_training = functools.partial(validation_step, graphdef=graphdef, config=config.transformer)
+    jitted_validation = jax.jit(mesh_lib.on_mesh(mesh, in_training), static_argnames="shape",
+                                out_shardings=mesh_lib.replicated(mesh))
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
         picture = directory / "pictures" / f"step_{step:08d}.png"
@@ -130,7 +132,7 @@ def step_programs(config: Config, graphdef: nnx.GraphDef, optimizer: optax.Gradi
             raise ValueError(f"{shape} is not among the shapes of masking.capacities.all_shapes")
         telemetry.say(f"{STAGE}: compiling program {step_of.cache_info().misses} of at most {len(possible)}, {shape}")
         step = functools.partial(train_step, graphdef=graphdef, optimizer=optimizer, config=config.transformer, shape=shape)
-        return jax.jit(step, in_shardings=(shardings, batch, everywhere, batch, batch, everywhere),
+        return jax.jit(mesh_lib.on_mesh(mesh, step), in_shardings=(shardings, batch, everywhere, batch, batch, everywhere),
                        out_shardings=(shardings, everywhere), donate_argnums=0)
 
     return step_of
@@ -243,8 +245,9 @@ class TokenizerOnMesh:
         self.mesh = mesh
         self._weights = (tokenizer.params, tokenizer.codebook)
         batch = mesh_lib.batch_sharding(mesh)
-        self._encode = jax.jit(functools.partial(encode_clips, graphdef=tokenizer.graphdef), out_shardings=batch)
-        self._decode = jax.jit(functools.partial(decode_clips, graphdef=tokenizer.graphdef), out_shardings=batch)
+        self._encode, self._decode = (
+            jax.jit(mesh_lib.on_mesh(mesh, functools.partial(program, graphdef=tokenizer.graphdef)), out_shardings=batch)
+            for program in (encode_clips, decode_clips))
 
     def codes(self, video: np.ndarray) -> jax.Array:
         """This process's uint8 clips [b, F, H, W, 3] -> codes of the global batch, int32 [B, T, H, W]."""
@@ -256,8 +259,7 @@ class TokenizerOnMesh:
 
     def codes_on_host(self, video: np.ndarray) -> np.ndarray:
         """uint8 clips [B, F, H, W, 3] that every process holds whole -> their codes, the same on every process."""
-        share = len(video) // jax.process_count()
-        return mesh_lib.on_host(self.codes(video[share * jax.process_index():][:share]), self.mesh)
+        return mesh_lib.on_host(self.codes(video[mesh_lib.host_rows(self.mesh, len(video))]), self.mesh)
 
     def video(self, codes: jax.Array) -> jax.Array:
         """Codes [B, T, H, W] -> uint8 clips [B, F, H, W, 3]."""

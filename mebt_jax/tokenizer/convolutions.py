@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
+CONVOLVED = "convolved"  # names the outputs of the layers, which are all that a backward pass need keep
 Size = tuple[int, int, int]  # (time, height, width)
 
 
@@ -35,16 +37,23 @@ def convolve_directly(x: jax.Array, kernel: jax.Array, strides: Size = (1, 1, 1)
 
 
 def convolve_by_taps(x: jax.Array, kernel: jax.Array, strides: Size = (1, 1, 1)) -> jax.Array:
-    """`convolve` as a sum of 2D convolutions, one per temporal tap of the kernel, over frames folded into the batch."""
+    """`convolve` as a sum of 2D convolutions, one per temporal tap of the kernel, over frames folded into the batch.
+
+    Each makes one column too many, of zeros beyond the edge, which is cut off again: XLA's CPU backend computes convolutions
+    without any padding several times slower than those with some (benchmarks/RESULTS.md). A kernel of one pixel is a matrix
+    product to XLA, and fast as it is.
+    """
     batch, taps, stride = x.shape[0], kernel.shape[0], strides[0]
     span = stride * ((x.shape[1] - taps) // stride) + 1  # from the first to the last frame that one tap meets
+    width = (x.shape[3] - kernel.shape[2]) // strides[2] + 1
+    beyond = strides[2] * width + kernel.shape[2] - x.shape[3] if kernel.shape[1:3] != (1, 1) else 0
     total = None
     for tap in range(taps):
         frames = rearrange(x[:, tap:tap + span:stride], "b f h w c -> (b f) h w c")
-        part = lax.conv_general_dilated(frames, kernel[tap], strides[1:], "VALID",
+        part = lax.conv_general_dilated(frames, kernel[tap], strides[1:], ((0, 0), (0, beyond)),
                                         dimension_numbers=("NHWC", "HWIO", "NHWC"))
         total = part if total is None else total + part
-    return rearrange(total, "(b f) h w c -> b f h w c", b=batch)
+    return rearrange(total[:, :, :width], "(b f) h w c -> b f h w c", b=batch)
 
 
 def convolve_transposed(x: jax.Array, kernel: jax.Array, strides: Size, cut: tuple[int, int] | None = None) -> jax.Array:
@@ -129,7 +138,7 @@ class SameConv3d(nnx.Module):
             x, around = past.lead(x, first=taps - 1, later=taps - stride), (stride, *around[1:])
         x = pad_same(x, around, self.strides)
         y = convolve(x, self.kernel[...].astype(self.dtype), self.strides)
-        return y + jnp.expand_dims(self.bias[...].astype(self.dtype), (0, 1, 2, 3))
+        return checkpoint_name(y + jnp.expand_dims(self.bias[...].astype(self.dtype), (0, 1, 2, 3)), CONVOLVED)
 
 
 class SameConvTranspose3d(nnx.Module):
@@ -151,4 +160,4 @@ class SameConvTranspose3d(nnx.Module):
             x, around, cut = past.lead(x, met, met), (stride, *around[1:]), (stride - 1 if past.begins else 0, 0)
         x = pad_same(x, around, self.strides)
         y = convolve_transposed(x, self.kernel[...].astype(self.dtype), self.strides, cut)
-        return y + jnp.expand_dims(self.bias[...].astype(self.dtype), (0, 1, 2, 3))
+        return checkpoint_name(y + jnp.expand_dims(self.bias[...].astype(self.dtype), (0, 1, 2, 3)), CONVOLVED)

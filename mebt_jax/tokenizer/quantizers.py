@@ -46,7 +46,9 @@ class Quantized:
     embeddings: jax.Array  # [..., E] those of the codes; their gradient goes to the features as if nothing had been rounded
     codes: jax.Array  # [...] int32
     loss: jax.Array  # [] the quantizer's own terms, weighted
-    metrics: dict[str, jax.Array]  # scalars: commitment, perplexity, usage, dead, and the terms of the kind
+    # Scalars: commitment; quantization_error, the commitment over the variance of the features, above 1 when one code for all would
+    # be nearer than the codes are; perplexity, usage, dead; terms of the kind.
+    metrics: dict[str, jax.Array]
 
 
 def init_codebook(config: TokenizerConfig, key: jax.Array) -> Codebook:
@@ -79,7 +81,9 @@ def quantize(codebook: Codebook, features: jax.Array, config: TokenizerConfig) -
     features = squash(features, codebook.levels) if codebook.kind == "fsq" else features
     target = lax.stop_gradient(embeddings)
     commitment = jnp.mean(jnp.square(features - target))
-    metrics = {"commitment": commitment, **code_metrics(codes, config.codes), "dead": dead_share(codebook, config.codebook_decay)}
+    variance = jnp.mean(jnp.var(features, axis=range(features.ndim - 1)))
+    metrics = {"commitment": commitment, "quantization_error": commitment / (variance + 1e-12),
+               "dead": dead_share(codebook, config.codebook_decay), **code_metrics(codes, config.codes)}
     loss = config.commitment_weight * commitment
     if codebook.kind == "gradient":
         loss = loss + jnp.mean(jnp.square(embeddings - lax.stop_gradient(features)))
@@ -150,7 +154,7 @@ def nearest_codes(codebook: Codebook, features: jax.Array) -> jax.Array:
 
 
 def _search(codebook: Codebook, features: jax.Array) -> jax.Array:
-    flat = lax.stop_gradient(features).astype(jnp.float32).reshape(-1, features.shape[-1])
+    features = lax.stop_gradient(features).astype(jnp.float32)
     num_codes = codebook.counts.size
     block = min(CODE_BLOCK, num_codes)
     padding = -num_codes % block
@@ -159,8 +163,10 @@ def _search(codebook: Codebook, features: jax.Array) -> jax.Array:
 
     def compare(best, candidates):
         offset, embeddings, half_norms = candidates  # [], [block, E], [block]
-        # |x - e|^2 = |x|^2 - 2 (x.e - |e|^2 / 2): the nearest code has the highest score.
-        scores = jnp.matmul(flat, embeddings.T, precision=lax.Precision.HIGHEST) - jnp.expand_dims(half_norms, 0)
+        # |x - e|^2 = |x|^2 - 2 (x.e - |e|^2 / 2): the nearest code has the highest score. Features keep their axes, which
+        # may be split over devices.
+        scores = jnp.einsum("...e,ve->...v", features, embeddings, precision=lax.Precision.HIGHEST)
+        scores = scores - jnp.expand_dims(half_norms, tuple(range(features.ndim - 1)))  # [..., block]
         index = jnp.argmax(scores, axis=-1).astype(jnp.int32)
         score = jnp.max(scores, axis=-1)
         better = score > best[0]
@@ -171,9 +177,9 @@ def _search(codebook: Codebook, features: jax.Array) -> jax.Array:
         rearrange(embeddings, "(n block) e -> n block e", block=block),
         rearrange(half_norms, "(n block) -> n block", block=block),
     )
-    start = (jnp.full(flat.shape[:1], -jnp.inf), jnp.zeros(flat.shape[:1], jnp.int32))
+    start = (jnp.full(features.shape[:-1], -jnp.inf), jnp.zeros(features.shape[:-1], jnp.int32))
     (_, codes), _ = lax.scan(compare, start, candidates)
-    return codes.reshape(features.shape[:-1])
+    return codes
 
 
 def update_codebook(codebook: Codebook, features: jax.Array, codes: jax.Array, key: jax.Array, *, decay: float,

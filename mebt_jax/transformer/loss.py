@@ -45,12 +45,15 @@ def masked_cross_entropy(
 
     def to_blocks(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-        return einops.rearrange(x, "b (n m) ... -> n b m ...", n=num_blocks)
+        # Every n-th target: of a run of targets split over devices, each device then has its share of every block.
+        return einops.rearrange(x, "b (m n) ... -> n b m ...", n=num_blocks)
+
+    kernel = model.head_kernel()
 
     @jax.checkpoint
     def add_block(sums, inputs):
         hidden, codes, valid = inputs  # [B, m, D], [B, m], [B, m]
-        logits = model.logits(hidden)  # [B, m, V]
+        logits = model.logits(hidden, kernel)  # [B, m, V]
         log_total = jax.nn.logsumexp(logits, axis=-1)
         # A comparison, not a gather: its gradient is elementwise, a gather's is a scatter into [B, m, V].
         is_target = codes[..., None] == jnp.arange(logits.shape[-1])[None, None]

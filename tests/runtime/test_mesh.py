@@ -1,4 +1,5 @@
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -41,6 +42,37 @@ def test_a_batch_that_does_not_spread_names_the_field():
 def test_fsdp_splits_the_largest_divisible_axis_of_large_arrays(shape, spec):
     mesh = mesh_lib.make_mesh(dataclasses.replace(ONE, fsdp=4))
     assert mesh_lib.state_sharding(jax.ShapeDtypeStruct(shape, np.float32), mesh, min_elements=1024).spec == spec
+
+
+@pytest.mark.parametrize(("path", "shape", "spec"), [
+    ("query.kernel", (6, 64, 32), P(None, ("fsdp", "sequence"), "tensor")),  # the largest axis that is left
+    ("mlp_in.bias", (6, 32), P(None, "tensor")),  # too small for the rest
+    ("mlp_out.kernel", (64, 32), P("tensor", ("fsdp", "sequence"))),
+    ("mlp_out.bias", (32,), P()),
+    ("query.kernel", (64, 31), P(("fsdp", "sequence"), None)),  # `tensor` does not divide it
+    ("conv.kernel", (3, 30, 62), P(None, None, "fsdp")),  # nor do both axes together
+])
+def test_a_state_is_split_over_tensor_by_name_and_over_the_rest_by_shape(path, shape, spec):
+    mesh = mesh_lib.make_mesh(MeshConfig(data=1, fsdp=2, sequence=2, tensor=2))
+    layer, name = path.split(".")
+    tree = [{layer: {name: jax.ShapeDtypeStruct(shape, np.float32)}}]
+    assert mesh_lib.state_sharding(tree, mesh, min_elements=1024)[0][layer][name].spec == spec
+
+
+@pytest.mark.parametrize(("axes", "devices", "share"), [
+    ({"data": 2, "fsdp": 4}, range(0, 4), (0, 2)),
+    ({"data": 2, "fsdp": 4}, range(6, 8), (3, 4)),
+    ({"data": 4, "sequence": 2}, range(2, 4), (1, 4)),
+    ({"data": 2, "sequence": 4}, range(4, 6), (1, 2)),  # a clip is split over two hosts, which both read it
+    ({"tensor": 8}, range(4, 8), (0, 1)),
+])
+def test_a_host_reads_the_clips_of_its_devices(axes, devices, share):
+    shape = dataclasses.asdict(dataclasses.replace(ONE, **axes))
+    hosts = np.array([types.SimpleNamespace(process_index=0 if number in devices else 1) for number in range(8)])
+    mesh = types.SimpleNamespace(shape=shape, devices=hosts.reshape(tuple(shape.values())))
+    assert mesh_lib.host_share(mesh) == share
+    start, rows = share[0] * 16 // share[1], 16 // share[1]
+    assert mesh_lib.host_rows(mesh, 16) == slice(start, start + rows)
 
 
 def test_batches_keep_their_rows_in_order():

@@ -26,13 +26,12 @@ def train(steps, **overrides):
     """Losses and final state of `steps` steps on fixed clips."""
     config = from_config_dict(tiny_config(**overrides))
     mesh = mesh_lib.make_mesh(config.mesh)
-    graphdef, abstract_params = stage.abstract_tokenizer(config)
-    optimizer = make_optimizer(config.tokenizer.training, abstract_params)
+    parts = stage.training_parts(config)
     state, shardings = create_sharded(
-        lambda: new_state(nnx.state(Tokenizer(config.tokenizer, rngs=nnx.Rngs(0)), nnx.Param), optimizer, ema=True,
-                          statistics=quantizers.init_codebook(config.tokenizer, jax.random.key(1))),
-        mesh, config.runtime.fsdp_min_elements)
-    step = jax.jit(functools.partial(stage.train_step, graphdef=graphdef, optimizer=optimizer, config=config.tokenizer),
+        functools.partial(stage.create_state, config, parts, jax.random.key(0), jax.random.key(1)), mesh,
+        config.runtime.fsdp_min_elements)
+    step = jax.jit(functools.partial(stage.train_step, parts=parts, config=config.tokenizer,
+                                     opposed=config.tokenizer.adversarial.on),
                    out_shardings=(shardings, mesh_lib.replicated(mesh)), donate_argnums=0)
     losses = []
     for i in range(steps):
@@ -42,12 +41,16 @@ def train(steps, **overrides):
     return losses, state
 
 
+# From the first step on, so that a few steps show all of it.
+ADVERSARIAL = {f"tokenizer__adversarial__{name}": value for name, value in {
+    "frame_weight": 1.0, "clip_weight": 1.0, "channels": 8, "layers": 1, "start": 0, "warmup": 0, "ramp": 2}.items()}
+
+
 def test_losses_do_not_depend_on_the_mesh_and_parameters_really_split():
-    single, _ = train(3, mesh__data=1)
-    for axes in ({"mesh__data": 8}, {"mesh__data": 2, "mesh__fsdp": 4}):
-        losses, state = train(3, **axes)
-        np.testing.assert_allclose(losses, single, rtol=1e-5, atol=1e-5)
-    arrays = jax.tree.leaves((state.params, state.ema, state.opt_state))
+    single, _ = train(3, mesh__data=1, **ADVERSARIAL)
+    losses, state = train(3, mesh__data=2, mesh__fsdp=4, **ADVERSARIAL)
+    np.testing.assert_allclose(losses, single, rtol=1e-5, atol=1e-5)
+    arrays = jax.tree.leaves((state.params, state.ema, state.opt_state, state.adversary))
     split = [leaf for leaf in arrays if leaf.size >= 512 and leaf.ndim > 1]
     assert split and all(leaf.addressable_shards[0].data.size * 4 == leaf.size for leaf in split)
 
@@ -69,6 +72,9 @@ def test_a_run_that_was_stopped_and_killed_ends_like_one_that_was_not(tokenizer_
     command.stop(signal.SIGKILL, delay=random.uniform(0, 0.5))
     assert "going on from step" in command.run()
     assert command.record() == tokenizer_run.record()
+    assert 7 in command.steps() & tokenizer_run.steps(), "the checkpoint before the adversarial phase is kept"
+    opposed = [line for line in command.record()[0] if "train/clip_real" in line]
+    assert opposed[0]["step"] == 6 and opposed[0]["train/adversarial_scale"] == 0 < opposed[-1]["train/adversarial_scale"]
 
 
 def test_training_starts_fitted_to_the_clips(tokenizer_run):

@@ -5,12 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mebt_jax.transformer.attention import attend, dropout
+from mebt_jax.transformer.attention import KeySet, attend as attend_sets, dropout
 
 
 def arrays(batch=3, queries=4, keys=5, heads=2, width=8):
     rng = np.random.default_rng(0)
     return tuple(jnp.asarray(rng.normal(size=(batch, n, heads, width)), jnp.float32) for n in (queries, keys, keys))
+
+
+def attend(query, key, value, valid):
+    """Attention to one set of keys."""
+    return attend_sets(query, [KeySet(key, value, valid)])
 
 
 def test_equals_the_library_function():
@@ -39,6 +44,18 @@ def test_padding_has_no_influence_and_no_gradient():
     assert all(np.isfinite(g).all() for g in gradients)
     for gradient in gradients[1:]:
         np.testing.assert_array_equal(np.asarray(gradient)[~np.asarray(valid)], 0.0)
+
+
+def test_several_sets_are_attended_to_as_one():
+    query, key, value = arrays(keys=7)
+    valid = jnp.array([[True] * 7, [True, False, True, False, False, True, False], [False] * 7])
+    cut = [KeySet(key[:, part], value[:, part], valid[:, part]) for part in (slice(0, 4), slice(4, 4), slice(4, 7))]
+    whole, gradients = jax.value_and_grad(lambda q: jnp.sum(attend(q, key, value, valid) ** 2))(query)
+    ours, our_gradients = jax.value_and_grad(lambda q: jnp.sum(attend_sets(q, cut) ** 2))(query)
+    np.testing.assert_allclose(ours, whole, rtol=1e-6)
+    np.testing.assert_allclose(our_gradients, gradients, atol=1e-6)
+    np.testing.assert_allclose(attend_sets(query, [cut[0]._replace(valid=None), cut[2]._replace(valid=None)]),
+                               attend(query, key, value, None), atol=1e-6)
 
 
 def test_scores_are_float32_in_bfloat16():

@@ -1,0 +1,17 @@
+"""SkyTimelapse, the tokenizer alone: TATS's 3D VQGAN with its discriminators, which every other *sky* config trains or takes.
+
+    python -m mebt_jax.main --config=configs/tokenizer_sky.py --stage=tokenizer --config.data.path=DIR --config.tokenizer.lpips=WEIGHTS
+
+after the same with --stage=data; see configs/tokenizer_ucf.py for the recipe, the hardware and what takes it.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import tokenizer_ucf
+
+
+def get_config() -> ConfigDict:
+    config = tokenizer_ucf.get_config()
+    config.name = "tokenizer_sky"
+    config.data.source = "sky_timelapse"
+    return config

@@ -1,0 +1,19 @@
+"""Taichi-HD, the tokenizer alone: TATS's 3D VQGAN with its discriminators, which every other *taichi* config trains or takes.
+
+    python -m mebt_jax.main --config=configs/tokenizer_taichi.py --stage=tokenizer --config.data.path=DIR --config.tokenizer.lpips=WEIGHTS
+
+after the same with --stage=data; see configs/tokenizer_ucf.py for the recipe, the hardware and what takes it.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import tokenizer_ucf
+
+
+def get_config() -> ConfigDict:
+    config = tokenizer_ucf.get_config()
+    config.name = "tokenizer_taichi"
+    config.data.source = "taichi_hd"
+    # TATS's README: every fourth frame, also for a tokenizer that then codes all of them (taichi128).
+    config.data.frame_stride = 4
+    return config
