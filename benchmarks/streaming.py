@@ -63,7 +63,6 @@ def measure(options: argparse.Namespace) -> None:
         video = np.concatenate(list(pieces(options.frames, options.piece, options.side)), axis=1)
         tokenizer = nnx.merge(graphdef, params)
         features = jax.jit(lambda v: tokenizer.encode(v))(video)
-        state, streamed = None, []
         step = jax.jit(lambda v, s: features_of(graphdef, params, v, s))
         streamed = jnp.concatenate(list(streaming.stream(step, pieces(options.frames, options.piece, options.side))), axis=1)
         codes = jnp.concatenate([jnp.asarray(c) for c in encoded], axis=1)
@@ -90,7 +89,7 @@ def main() -> None:
     if options.frames:
         measure(options)
         return
-    for length in (["--frames=65", "--whole"], ["--frames=129"], ["--frames=1025"]):
+    for length in (["--frames=1025"], ["--frames=129"], ["--frames=65", "--whole"]):
         subprocess.run([sys.executable, "-m", "benchmarks.streaming", *length, f"--piece={options.piece}", f"--side={options.side}",
                         f"--hidden={options.hidden}"], check=True)
 
