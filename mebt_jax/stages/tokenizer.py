@@ -24,7 +24,7 @@ from mebt_jax.runtime.train_state import (
     TrainState, accumulated, accumulated_gradients, apply_gradients, create_sharded, join_pieces, new_state,
 )
 from mebt_jax.tokenizer import adversarial, fitting, losses, quantizers
-from mebt_jax.tokenizer.autoencoder import Tokenizer, tokenizer_hash
+from mebt_jax.tokenizer.autoencoder import Tokenizer, own_codes, tokenizer_hash
 from mebt_jax.tokenizer.perceptual import LPIPS
 
 STAGE = "tokenizer"
@@ -97,7 +97,7 @@ def run(config: Config, workdir: Path) -> None:
 
     def first_clips() -> jax.Array:
         number = fitting.clips_needed(config.tokenizer.codes, int(np.prod(config.grid)), training.batch_size)
-        telemetry.say(f"{STAGE}: placing {config.tokenizer.codes} codes among the features of {number} clips")
+        telemetry.say(f"{STAGE}: fitting the start to {number} clips")
         videos = dataclasses.replace(clip_sources, images=None)
         return mesh_lib.put_batch(mesh, next(pipeline.train_batches(videos, config, number, share)))["video"]
 
@@ -280,8 +280,8 @@ def load_tokenizer(config: Config, workdir: Path, mesh: Mesh) -> TrainedTokenize
     folder = checkpoints.find_checkpoints(Path(config.tokenizer.checkpoint or workdir), STAGE)
     theirs = checkpoints.read_meta(folder)["config"][STAGE]
     ours = config_lib.to_dict(config)[STAGE]
-    for name in ("compression", "patch", "hidden", "codes", "code_width", "norm"):
-        if theirs[name] != ours[name]:
+    for name in ("compression", "patch", "causal", "hidden", "quantizer", "codes", "code_width", "levels", "norm"):
+        if theirs.setdefault(name, ours[name]) != ours[name]:  # an older one may not know the field yet
             raise UserError(f"The tokenizer in {folder} has {name} {theirs[name]}, but config.tokenizer.{name} is "
                             f"{ours[name]}; set it to {theirs[name]} or use another tokenizer.")
     graphdef, params = abstract_tokenizer(config)
@@ -289,5 +289,5 @@ def load_tokenizer(config: Config, workdir: Path, mesh: Mesh) -> TrainedTokenize
     codebook = jax.eval_shape(functools.partial(quantizers.init_codebook, config.tokenizer), jax.random.key(0))
     parts = mesh_lib.with_sharding({weights: params, "statistics": codebook}, mesh, config.runtime.fsdp_min_elements)
     found = checkpoints.read_arrays(folder, parts)
-    return TrainedTokenizer(graphdef, found[weights], found["statistics"],
+    return TrainedTokenizer(graphdef, found[weights], own_codes(nnx.merge(graphdef, found[weights]), found["statistics"]),
                             content_hash=tokenizer_hash(found[weights], found["statistics"]))
