@@ -79,11 +79,7 @@ def run(config: Config, workdir: Path) -> None:
     on_mesh = functools.partial(mesh_lib.on_mesh, mesh)
     fit = functools.partial(fit_start, graphdef=parts.graphdef, batch_size=training.batch_size)
     jitted_fit = jax.jit(on_mesh(fit), in_shardings=(shardings, batch, everywhere), out_shardings=shardings, donate_argnums=0)
-    step = functools.partial(train_step, parts=parts, config=config.tokenizer)
-    # Two programs, so that the steps before the discriminators do not pay for them.
-    jitted_steps = {opposed: jax.jit(on_mesh(functools.partial(step, opposed=opposed)), donate_argnums=0,
-                                     in_shardings=(shardings, batch, everywhere, everywhere),
-                                     out_shardings=(shardings, everywhere)) for opposed in (False, True)}
+    jitted_steps = step_programs(config, parts, shardings, mesh)
     in_training = functools.partial(validation_step, graphdef=parts.graphdef, config=config.tokenizer)
     jitted_validation = jax.jit(on_mesh(in_training), out_shardings=(everywhere, batch))
     adversarial_config = config.tokenizer.adversarial
@@ -143,6 +139,15 @@ def create_state(config: Config, parts: TrainingParts, params_key: jax.Array, co
                                               jax.random.fold_in(params_key, 1))
     return new_state(params, parts.optimizer, ema=config.tokenizer.training.ema_decay > 0, statistics=codebook,
                      adversary=opponents)
+
+
+def step_programs(config: Config, parts: TrainingParts, shardings: Any, mesh: Mesh) -> dict[bool, jax.stages.Wrapped]:
+    """The jitted `train_step` without discriminators and with them: two, so that steps before these do not pay for them."""
+    batch, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
+    step = functools.partial(train_step, parts=parts, config=config.tokenizer)
+    return {opposed: jax.jit(mesh_lib.on_mesh(mesh, functools.partial(step, opposed=opposed)), donate_argnums=0,
+                             in_shardings=(shardings, batch, everywhere, everywhere), out_shardings=(shardings, everywhere))
+            for opposed in (False, True)}
 
 
 def train_step(state: TrainState, video: jax.Array, root_key: jax.Array, perceptual: nnx.State | None = None, *,
@@ -252,6 +257,11 @@ def abstract_tokenizer(config: Config) -> tuple[nnx.GraphDef, nnx.State]:
 
 def lpips_graph() -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: LPIPS(rngs=nnx.Rngs(0))))[0]
+
+
+def abstract_perceptual() -> nnx.State:
+    """Shapes of the weights of LPIPS."""
+    return nnx.split(nnx.eval_shape(lambda: LPIPS(rngs=nnx.Rngs(0))))[1]
 
 
 def load_perceptual(config: Config, mesh: Mesh) -> nnx.State | None:
