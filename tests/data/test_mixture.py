@@ -101,7 +101,7 @@ def test_every_layout_of_processes_sees_the_same_mixture_and_goes_on_with_it(mix
     assert [video.shape[1] for video in whole].count(1) == 3  # two of six parts are images
     for video in whole:
         assert (video.shape[1:] == (1, 16, 16, 3) and video.min() >= 200) or (video.shape[1:] == (8, 16, 16, 3) and video.max() < 200)
-    shares = [batches((host, hosts)) for host in range(hosts)]
+    shares = [batches(((host,), hosts)) for host in range(hosts)]
     for video, rows in zip(whole, zip(*shares, strict=True), strict=True):
         np.testing.assert_array_equal(np.concatenate(rows), video)
 
