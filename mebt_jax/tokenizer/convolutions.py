@@ -18,9 +18,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
-CONVOLVED = "convolved"  # names the outputs of the layers, which are all that a backward pass need keep
 Size = tuple[int, int, int]  # (time, height, width)
 
 
@@ -138,7 +136,7 @@ class SameConv3d(nnx.Module):
             x, around = past.lead(x, first=taps - 1, later=taps - stride), (stride, *around[1:])
         x = pad_same(x, around, self.strides)
         y = convolve(x, self.kernel[...].astype(self.dtype), self.strides)
-        return checkpoint_name(y + jnp.expand_dims(self.bias[...].astype(self.dtype), (0, 1, 2, 3)), CONVOLVED)
+        return y + jnp.expand_dims(self.bias[...].astype(self.dtype), (0, 1, 2, 3))
 
 
 class SameConvTranspose3d(nnx.Module):
@@ -160,4 +158,4 @@ class SameConvTranspose3d(nnx.Module):
             x, around, cut = past.lead(x, met, met), (stride, *around[1:]), (stride - 1 if past.begins else 0, 0)
         x = pad_same(x, around, self.strides)
         y = convolve_transposed(x, self.kernel[...].astype(self.dtype), self.strides, cut)
-        return checkpoint_name(y + jnp.expand_dims(self.bias[...].astype(self.dtype), (0, 1, 2, 3)), CONVOLVED)
+        return y + jnp.expand_dims(self.bias[...].astype(self.dtype), (0, 1, 2, 3))
