@@ -37,7 +37,8 @@ def get_config() -> ConfigDict:
     config.tokenizer.training.beta1 = 0.9
     config.tokenizer.training.beta2 = 0.95
     config.tokenizer.training.ema_decay = 0.98
-    config.tokenizer.training.validate_every = 75
+    config.tokenizer.training.log_every = 10
+    config.tokenizer.training.validate_every = 50
     config.tokenizer.training.validation_batches = 4
     config.tokenizer.training.checkpoint_every = 75
 
@@ -69,11 +70,13 @@ def get_config() -> ConfigDict:
     config.sample.temperature = 1.0
     config.sample.top_k = 0
     config.sample.bootstrap_steps = 0
-    config.sample.revise_rounds = 4
+    config.sample.revise_rounds = 16
     config.sample.revise_partitions = 32
-    config.sample.revise_temperature = 0.6
+    config.sample.revise_temperature = 0.2
     config.sample.frames_per_second = 8.0
     config.evaluate.clips = 64
+    # As many as a training step takes: its programs that check on training are then the ones that measure, compiled already.
+    config.evaluate.batch_size = 32
     config.evaluate.window = 8
     config.evaluate.window_every = 4
     # A clip this small gains nothing from a second device.

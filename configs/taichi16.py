@@ -1,6 +1,6 @@
 """Taichi-HD, 16 frames, every 4th frame, 128x128: the paper's model and the official program's settings.
 
-    python -m mebt_jax.main --config=configs/taichi16.py --config.data.path=DIR
+    python -m mebt_jax.main --config=configs/taichi16.py --config.data.source_dir=DIR
 
 DIR holds the data set; docs/data.md says what to download and how to lay it out.
 The tokenizer is that of configs/tokenizer_taichi.py, trained on 16 frames: give its workdir as --config.tokenizer.checkpoint.

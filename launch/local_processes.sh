@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Starts one run as N processes on this machine, to try out what a cluster does:
-#   launch/local_processes.sh N --config=configs/demo.py [any flag of mebt_jax.main]
+#   launch/local_processes.sh [--dry-run] N --config=configs/demo.py [flags of mebt_jax.main]
+# SIGTERM or Ctrl-C reaches all of them.
 set -euo pipefail
+# shellcheck source=launch/dry_run.sh
+source "$(dirname "$0")/dry_run.sh"
+if [ "${1:-}" = --dry-run ]; then dry_run=1; shift; fi
 if [ $# -lt 2 ] || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
-    echo "usage: launch/local_processes.sh N --config=FILE [flags of mebt_jax.main]" >&2
-    exit 2
+    fail "give a number of processes and flags, as in launch/local_processes.sh 2 --config=configs/demo.py"
 fi
 processes=$1
 shift
@@ -12,7 +15,7 @@ port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); 
 children=()
 trap 'kill "${children[@]}" 2>/dev/null || true' INT TERM
 for ((i = 0; i < processes; i++)); do
-    python -m mebt_jax.main --coordinator="127.0.0.1:$port" --num_processes="$processes" --process_id="$i" "$@" &
+    run python -m mebt_jax.main --coordinator="127.0.0.1:$port" --num_processes="$processes" --process_id="$i" "$@" &
     children+=($!)
 done
 status=0

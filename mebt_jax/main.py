@@ -10,11 +10,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ lies beside the package and is imported by its own files
 
 from absl import app, flags, logging
+from jax.errors import JaxRuntimeError
 from ml_collections import config_flags
 
 from mebt_jax.config import from_config_dict
 from mebt_jax.errors import UserError
-from mebt_jax.runtime import compilation, mesh, telemetry, workdir as workdir_lib
+from mebt_jax.runtime import cluster, compilation, telemetry, workdir as workdir_lib
 from mebt_jax.stages import compare_folders, data, evaluate, sample, tokenizer, transformer
 
 STAGES = {"data": data.run, "tokenizer": tokenizer.run, "transformer": transformer.run, "sample": sample.run,
@@ -24,9 +25,10 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything of this run goes; default runs/<config.name>.")
 STAGE = flags.DEFINE_enum("stage", "all", ["all", *STAGES], "Stage to run; all runs what is not done yet.")
 CHECK = flags.DEFINE_bool("check", False, "Verify the prepared records of this config, and do nothing else.")
-COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, where no launcher is detected.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Processes of this run, with --coordinator.")
-PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Number of this process, with --coordinator.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, where no launcher is detected; or the variables "
+                                  "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of this run, with --coordinator.")
+PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Number of this process, with --coordinator.")
 
 
 def main(argv: list[str]) -> None:
@@ -35,7 +37,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # JAX tells at INFO of each kind of device that this machine does not have
     config = from_config_dict(CONFIG.value)
     workdir = Path(WORKDIR.value or Path("runs") / config.name)
-    mesh.join_cluster(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    cluster.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     if CHECK.value:
         data.check(config, workdir)
         return
@@ -87,6 +89,8 @@ def run() -> None:
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except JaxRuntimeError as error:
+        cluster.leave(error)
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(130)

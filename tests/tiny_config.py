@@ -53,12 +53,7 @@ def tiny_config(**overrides) -> ConfigDict:
 
     config.runtime.fsdp_min_elements = 512  # so that tiny arrays are split too
     config.lock()
-    for name, value in overrides.items():
-        *groups, field = name.split("__")
-        group = config
-        for part in groups:
-            group = group[part]
-        group[field] = value
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in overrides.items()})
     return config
 
 

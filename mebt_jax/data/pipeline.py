@@ -1,4 +1,4 @@
-"""From sources of records to batches of clips, with grain. Last file of the data room; the training loops call it.
+"""From sources of records to batches of clips, with grain; the training loops call it.
 
 The order of the clips and the place of each window are pure functions of (config.data.seed, global clip number), whatever
 the number of hosts, threads or workers. So the whole state of an iterator is the number of the next clip.
@@ -6,12 +6,12 @@ the number of hosts, threads or workers. So the whole state of an iterator is th
 
 import dataclasses
 import functools
+import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
-import jax
 import numpy as np
 from absl import flags
 
@@ -22,6 +22,9 @@ from mebt_jax.errors import UserError
 
 # Batches made ahead. grain's own default of 500 would hold tens of gigabytes of 128-frame clips.
 BATCHES_AHEAD = 4
+# Which parts of every batch a host reads, and of how many even ones (`runtime.mesh.host_share`).
+Share = tuple[tuple[int, ...], int]
+WHOLE: Share = ((0,), 1)
 # Below this number of records grain's own shuffle takes longer than decoding a clip: it walks through a fixed range until it
 # meets a number in the set, 25 ms over the number of records for each clip (grain 0.2.18).
 FEW_RECORDS = 1000
@@ -29,9 +32,9 @@ FEW_RECORDS = 1000
 
 class BatchIterator:
     """Endless training batches: `next()` -> {"video": uint8 [b, F, H, W, 3]}, this host's share of the global batch, or
-    {"codes": int32 [b, T, h, w]} of sources of tokens.
+    {"codes": int32 [b, T, h, w]} of sources of tokens. F is 1 in batches of images.
 
-    Host h of n holds rows h * b to (h + 1) * b of the global batch, b = batch_size / n.
+    Part p of n is the rows p * b to (p + 1) * b of the global batch, b = batch_size / n.
     """
 
     def __init__(self, batches: grain.MapDataset, batch_size: int, workers: int):
@@ -62,7 +65,7 @@ class BatchIterator:
         if rest:
             raise UserError(f"This run has used {state['next_clip']} training clips, which the batch size "
                             f"{self._batch_size} does not divide; go on with the batch size it had.")
-        self._iterator = _read(self._batches.slice(slice(self._next_batch, sys.maxsize)), self._workers)
+        self._iterator = read(self._batches.slice(slice(self._next_batch, sys.maxsize)), self._workers)
 
 
 class Shuffled:
@@ -121,40 +124,69 @@ def cut(record: dict, start: int, frames: int, stride: int) -> dict[str, np.ndar
     return {"video": clips.decode_images(record["frames"][window]) if "frames" in record else record["video"][window]}
 
 
-def train_batches(sources: Sources, config: Config, batch_size: int) -> BatchIterator:
-    """Endless shuffled batches; `batch_size` counts the clips of all hosts together.
+def train_batches(sources: Sources, config: Config, batch_size: int, share: Share = WHOLE) -> BatchIterator:
+    """Endless shuffled batches; `batch_size` counts the clips of all hosts together, `share` is this host's.
 
     Each epoch visits every record once, at a new random window; epochs follow one another without a gap, so a data set
-    smaller than a batch works too.
+    smaller than a batch works too. In a mixture each source has epochs of its own, and clips take turns by the weights.
+    Images have another shape than videos, so whole batches of them take turns with batches of videos, by the weights too.
 
     Raises:
         UserError: the hosts cannot share the batch evenly.
     """
     data = config.data
-    if len(sources.train) < FEW_RECORDS:
-        dataset = grain.MapDataset.source(Shuffled(sources.train, data.seed)).seed(data.seed)
-    else:
-        dataset = grain.MapDataset.source(sources.train).seed(data.seed).shuffle().repeat(None)
-    dataset = dataset.random_map(RandomWindow(data.frames, data.frame_stride))
-    return BatchIterator(_share(dataset, batch_size), batch_size, data.workers)
+    videos = _mix(sources, "train", lambda i, records: endless(records, data.frames, data.frame_stride, data.seed + i))
+    batches = shared(videos, batch_size, share)
+    if sources.images:
+        images = _mix(sources.images, "train", lambda i, records: endless(records, 1, 1, data.seed + i))
+        batches = grain.MapDataset.mix([batches, shared(images, batch_size, share)], [sources.weight, sources.images.weight])
+    return BatchIterator(batches, batch_size, data.workers)
+
+
+def endless(records: Sequence[dict], frames: int, stride: int, seed: int) -> grain.MapDataset:
+    """Clips at random places of shuffled records, epoch after epoch."""
+    return shuffled(records, seed).random_map(RandomWindow(frames, stride))
+
+
+def shuffled(records: Sequence, seed: int) -> grain.MapDataset:
+    """The records in the order of training, epoch after epoch."""
+    if len(records) < FEW_RECORDS:
+        return grain.MapDataset.source(Shuffled(records, seed)).seed(seed)
+    return grain.MapDataset.source(records).seed(seed).shuffle().repeat(None)
 
 
 def validation_batches(
-    sources: Sources, config: Config, batch_size: int, num_batches: int
+    sources: Sources, config: Config, batch_size: int, num_batches: int, share: Share = WHOLE
 ) -> Iterator[dict[str, np.ndarray]]:
     """At most `num_batches` batches of held-out clips, the same at every call: the middle window of each record.
 
     The clips that do not fill a last batch are left out; where there is less than one batch, it is filled by repeating them.
+    A mixture has as many clips as its sources together, taken by the weights, where the clips of one may come again. As many
+    batches of images follow, at most.
 
     Raises:
         UserError: the hosts cannot share the batch evenly.
     """
     data = config.data
-    dataset = grain.MapDataset.source(sources.validation).map(CentreWindow(data.frames, data.frame_stride))
-    if len(dataset) < batch_size:
-        dataset = dataset.repeat(None)[:batch_size]
-    batches = min(num_batches, len(dataset) // batch_size)
-    return iter(_read(_share(dataset[: batches * batch_size], batch_size), workers=0))
+
+    def batches(sources: Sources, frames: int, stride: int) -> Iterator[dict[str, np.ndarray]]:
+        window = CentreWindow(frames, stride)
+        dataset = _mix(sources, "validation", lambda _, records: grain.MapDataset.source(records).map(window).repeat(None))
+        number = min(num_batches, max(1, len(sources.validation) // batch_size))
+        return iter(read(shared(dataset[: number * batch_size], batch_size, share), workers=0))
+
+    of_images = batches(sources.images, 1, 1) if sources.images else ()
+    return itertools.chain(batches(sources, data.frames, data.frame_stride), of_images)
+
+
+def _mix(sources: Sources, split: str, clips_of: Callable[[int, Sequence[dict]], grain.MapDataset]) -> grain.MapDataset:
+    """The clips that `clips_of(number, records)` makes of each source, taking turns by the weights."""
+    records = getattr(sources, split)
+    if not sources.parts:
+        return clips_of(0, records)
+    edges = [0, *itertools.accumulate(getattr(part, split) for part in sources.parts)]
+    each = [clips_of(i, grain.MapDataset.source(records)[first:end]) for i, (first, end) in enumerate(itertools.pairwise(edges))]
+    return grain.MapDataset.mix(each, [part.weight for part in sources.parts])
 
 
 def _windows(record: dict, frames: int, stride: int) -> int:
@@ -163,15 +195,35 @@ def _windows(record: dict, frames: int, stride: int) -> int:
     return len(record["frames" if "frames" in record else "video"]) - clips.span(frames, stride) + 1
 
 
-def _share(dataset: grain.MapDataset, batch_size: int) -> grain.MapDataset:
-    """Element k of the result is this host's share of global batch k; the shares of the other hosts are never made."""
-    hosts = jax.process_count()
-    if batch_size % hosts:
-        raise UserError(f"The batch of {batch_size} clips does not divide among {hosts} hosts; use a multiple of {hosts}.")
-    return dataset.batch(batch_size // hosts)[jax.process_index() :: hosts]
+class _RowsOfHost(grain.MapDataset):
+    """The rows of each batch that a host reads, one batch after the other."""
+
+    def __init__(self, dataset: grain.MapDataset, batch_size: int, rows: np.ndarray):
+        super().__init__(dataset)
+        self._batch_size, self._rows = batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index % len(self), len(self._rows))
+        return self._parent[batch * self._batch_size + int(self._rows[row])]
 
 
-def _read(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, np.ndarray]]:
+def shared(dataset: grain.MapDataset, batch_size: int, share: Share) -> grain.MapDataset:
+    """Element k of the result is this host's share of global batch k; the other shares are never made."""
+    parts, number = share
+    if batch_size % number:
+        raise UserError(f"The batch of {batch_size} clips does not divide into {number} parts, one for each device or group of "
+                        f"devices; use a multiple of {number}.")
+    rows = np.arange(batch_size).reshape(number, -1)[list(parts)].reshape(-1)
+    return _RowsOfHost(dataset, batch_size, rows).batch(len(rows))
+
+
+def read(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """The batches in order, made ahead by threads, or by `workers` processes."""
     threads = min(BATCHES_AHEAD, os.cpu_count() or 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=BATCHES_AHEAD)
     dataset = batches.to_iter_dataset(options)

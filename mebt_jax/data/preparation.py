@@ -293,8 +293,13 @@ def file_digests(folder: Path) -> dict[str, str]:
         return {file.relative_to(folder).as_posix(): digest for file, digest in zip(files, found, strict=True)}
 
 
-def check_records(folder: Path) -> str:
+def check_records(folder: Path, sound: Callable[[dict], bool] = lambda record: clips.decode_image(record["frames"][-1]) is not None
+                  ) -> str:
     """Reads every file of records again and says in one line that all is as it was written.
+
+    Args:
+        folder: with the records and their manifest.
+        sound: whether a record holds what it should; asked of the last one of each split.
 
     Raises:
         UserError: a file is missing, is not what was written, or cannot be read.
@@ -307,9 +312,9 @@ def check_records(folder: Path) -> str:
             raise UserError(f"{folder / name} {problem}; remove {folder} and run --stage=data again to prepare it anew.")
     for split, number in manifest["records"].items():
         records = builder.open_records(folder, split)
-        if len(records) != number or clips.decode_image(records[number - 1]["frames"][-1]) is None:
-            raise UserError(f"{folder} has {len(records)} {split} records where its manifest says {number}, or they hold no "
-                            f"images; remove it and run --stage=data again.")
+        if len(records) != number or not sound(records[number - 1]):
+            raise UserError(f"{folder} has {len(records)} {split} records where its manifest says {number}, or they do not hold "
+                            f"what they should; remove it and run --stage=data again.")
     return f"{len(found)} files with {sum(manifest['records'].values())} records in {folder} are as they were written"
 
 

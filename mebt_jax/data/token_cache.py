@@ -113,13 +113,14 @@ def prepare(config: Config, workdir: Path, sources: Sources, tokenizer_hash: str
     period = config.tokenizer.compression[0] * config.data.frame_stride
     key = {"tokenizer": tokenizer_hash, "data": sources.content_hash, "grid": list(config.grid), "period": period}
     folder = prepared_folder(config, workdir) / f"tokens_{config_lib.content_hash(key)}"
-    if not folder.exists():
+    if not shared_exists(folder):
         dtype = "uint16" if config.tokenizer.codes <= 2**16 else "int32"
         with preparation.full_disk_in_one_sentence(folder.parent):
             write(folder, config, sources, {**key, "dtype": dtype}, encode)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("the tokens are written")
-    return open_tokens(folder, key)
+    stored = open_tokens(folder, key)
+    return dataclasses.replace(stored, weight=sources.weight, parts=sources.parts)
 
 
 def open_tokens(folder: Path, key: dict) -> Sources:
@@ -131,6 +132,26 @@ def open_tokens(folder: Path, key: dict) -> Sources:
                             f"{folder} to encode the set anew, or set config.data.tokens to False.")
     sources = [TokenSource(folder, split, manifest) for split in ("train", "validation")]
     return Sources(*sources, config_lib.content_hash(manifest))
+
+
+def check(config: Config, workdir: Path, sources: Sources) -> list[str]:
+    """Verifies the tokens of these sources, by whatever tokenizer; a line for each that says that they are as they were written.
+
+    Raises:
+        UserError: some are damaged.
+    """
+    lines = []
+    for folder in sorted(prepared_folder(config, workdir).glob("tokens_*")):
+        manifest = preparation.read_manifest(folder) if not folder.name.endswith(".unfinished") else {}
+        if manifest.get("data") == sources.content_hash:
+            (latents, *place), period = manifest["grid"], manifest["period"]
+
+            def sound(record: dict) -> bool:
+                codes = sum(row_counts(int(record["windows"]), latents, period)) * math.prod(place)
+                return len(record["codes"]) == codes * np.dtype(manifest["dtype"]).itemsize
+
+            lines.append(f"tokens by tokenizer {manifest['tokenizer']}: {preparation.check_records(folder, sound)}")
+    return lines
 
 
 def write(folder: Path, config: Config, sources: Sources, manifest: dict, encode: Encode) -> None:
@@ -153,7 +174,8 @@ def write(folder: Path, config: Config, sources: Sources, manifest: dict, encode
             files[split].append(builder.RecordFile(path, len(indices)))
     if jax.process_index() == 0:
         preparation.finish(unfinished, files, FEATURES, TokenRecords)
-        manifest = {**manifest, "records": {split: len(getattr(sources, split)) for split in files}}
+        manifest = {**manifest, "records": {split: len(getattr(sources, split)) for split in files},
+                    "files": preparation.file_digests(unfinished)}
         (unfinished / preparation.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         unfinished.rename(folder)
         shutil.rmtree(folder / "parts")

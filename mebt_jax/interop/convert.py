@@ -148,7 +148,9 @@ def convert_transformer(source: Source, also: Path | None, out: Path) -> tuple[l
             "config.tokenizer.checkpoint later, where it cannot be checked; its compression is taken to be "
             f"{settings_lib.PUBLISHED_COMPRESSION}")
     compression = settings.get("tokenizer.compression", settings_lib.PUBLISHED_COMPRESSION)
-    ours = settings_lib.transformer_settings(source.arrays, source.hyper, compression)
+    ours, assumed = settings_lib.transformer_settings(source.arrays, source.hyper, compression)
+    for sentence in assumed:
+        say(f"  {sentence}")
     codes = features.shape_of(source.arrays, "tok_emb.weight")[0]
     if settings.setdefault("tokenizer.codes", codes) != codes:
         raise UserError(f"The MeBT checkpoint knows {codes} codes, but its tokenizer has {settings['tokenizer.codes']}; "

@@ -63,6 +63,8 @@ def tokenizer_settings(arrays: Mapping[str, np.ndarray], hyper: Mapping[str, Any
     settings = {
         "tokenizer.compression": tuple(int(factor) for factor in compression),
         "tokenizer.patch": (1, 1, 1),
+        "tokenizer.causal": False,
+        "tokenizer.quantizer": "ema",
         "tokenizer.hidden": shape_of(arrays, "encoder.conv_first.conv.weight")[0],
         "tokenizer.codes": codes,
         "tokenizer.code_width": width,
@@ -81,8 +83,11 @@ def tokenizer_settings(arrays: Mapping[str, np.ndarray], hyper: Mapping[str, Any
 
 @readable
 def transformer_settings(arrays: Mapping[str, np.ndarray], hyper: Mapping[str, Any],
-                         compression: tuple[int, int, int]) -> Settings:
+                         compression: tuple[int, int, int]) -> tuple[Settings, list[str]]:
     """Fields of config.transformer, config.masking and config.data for a MeBT on a tokenizer of this compression.
+
+    Returns:
+        The fields, and what had to be assumed, one sentence each.
 
     Raises:
         UserError: it has no hyper-parameters, is conditional, or its grid is not that of square frames.
@@ -115,12 +120,16 @@ def transformer_settings(arrays: Mapping[str, np.ndarray], hyper: Mapping[str, A
     }
     for name, value in zip(("ratio_min", "ratio_max"), mask.get("t_range") or (0.0, 1.0)):
         settings[f"masking.{name}"] = float(value)
-    schedule, alpha, beta = INTERVALS.get(str(model.get("t_prior", "longest")), INTERVALS["longest"])
+    prior = str(model.get("t_prior", "longest"))
+    assumed = [] if prior in INTERVALS else [
+        f"an interval schedule of longest is assumed; the checkpoint's t_prior {prior!r} is none of "
+        f"{', '.join(INTERVALS)}; set config.masking.interval_schedule before training it further"]
+    schedule, alpha, beta = INTERVALS.get(prior, INTERVALS["longest"])
     settings |= {"masking.interval_schedule": schedule, "masking.interval_beta": beta}
     settings |= {"masking.interval_alpha": alpha} if alpha else {}
     budget = int(mask.get("budget", 0))
     settings["masking.target_budget"] = budget if budget < t * h * w else 0
-    return settings
+    return settings, assumed
 
 
 def official_arguments(config: Config) -> dict[str, Any]:
@@ -167,12 +176,7 @@ def config_with(settings: Settings) -> Config:
     from configs import base  # beside the package, not in it; see main.py
 
     values = base.get_config()
-    for name, value in settings.items():
-        *groups, field = name.split(".")
-        group = values
-        for part in groups:
-            group = group[part]
-        group[field] = value
+    values.update_from_flattened_dict(settings)
     return from_config_dict(values)
 
 

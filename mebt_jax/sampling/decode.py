@@ -11,12 +11,14 @@ alone.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
 from mebt_jax.errors import UserError
+from mebt_jax.runtime import mesh as mesh_lib
 from mebt_jax.sampling import logits as logits_lib
 from mebt_jax.sampling.orders import halton_ranks
 from mebt_jax.sampling.plan import BOOTSTRAP, DRAFT, REMASK, REVISE, Pass, Plan, Sizes, shared_sizes
@@ -75,7 +77,7 @@ def clip_keys(seed: int, indices: jax.Array) -> jax.Array:
 
 def decode(graphdef: nnx.GraphDef, params: nnx.State, plan: Plan, grid: tuple[int, int, int], keys: jax.Array, *,
            block: int, codes: jax.Array | None = None, known: jax.Array | None = None, plain: bool = False,
-           sharding: jax.sharding.Sharding | None = None, on_pass: Callable[[], None] | None = None) -> Decoded:
+           sharding: jax.sharding.NamedSharding | None = None, on_pass: Callable[[], None] | None = None) -> Decoded:
     """Fills the unknown tokens of B clips (paper, section 3.3; mebt/transformer.py:354 `sample` and :589 `revise`).
 
     Args:
@@ -119,9 +121,20 @@ def pass_inputs(index: int, one: Pass) -> PassInputs:
         part=jnp.int32(one.part))
 
 
+def _on_its_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with its `sharding` telling the model inside which mesh it runs on."""
+    @functools.wraps(function)
+    def placed(*args: Any, sharding: jax.sharding.NamedSharding | None, **kwargs: Any) -> Any:
+        mesh = None if sharding is None else sharding.mesh
+        return mesh_lib.on_mesh(mesh, function)(*args, sharding=sharding, **kwargs)
+
+    return placed
+
+
 @functools.partial(jax.jit, static_argnames=("graphdef", "plan", "grid", "plain", "sharding"))
+@_on_its_mesh
 def start(graphdef: nnx.GraphDef, params: nnx.State, keys: jax.Array, codes: jax.Array, known: jax.Array, *, plan: Plan,
-          grid: tuple[int, int, int], plain: bool, sharding: jax.sharding.Sharding | None) -> DecodeState:
+          grid: tuple[int, int, int], plain: bool, sharding: jax.sharding.NamedSharding | None) -> DecodeState:
     """Slots for codes and known [B, N]: known tokens, those of the bootstrap in random order, the rest in the plan's order."""
     model = nnx.merge(graphdef, params)
     root = _fold(keys, ORDER)
@@ -144,9 +157,10 @@ def start(graphdef: nnx.GraphDef, params: nnx.State, keys: jax.Array, codes: jax
 
 @functools.partial(jax.jit, donate_argnames="state", static_argnames=(
     "graphdef", "kind", "sizes", "by_confidence", "num_known", "partitions", "top_k", "top_p", "block", "sharding"))
+@_on_its_mesh
 def run_pass(graphdef: nnx.GraphDef, params: nnx.State, state: DecodeState, keys: jax.Array, inputs: PassInputs, *,
              kind: str, sizes: Sizes, by_confidence: bool, num_known: int, partitions: int, top_k: int, top_p: float,
-             block: int, sharding: jax.sharding.Sharding | None) -> tuple[DecodeState, jax.Array]:
+             block: int, sharding: jax.sharding.NamedSharding | None) -> tuple[DecodeState, jax.Array]:
     """One pass: predicts the targets from the context and commits some. Also returns a scalar to wait for.
 
     The given tokens lie in the first `num_known` slots and stay there.
@@ -221,7 +235,7 @@ def shifted_halton(keys: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
 
 
 def _given(plan: Plan, grid: tuple[int, int, int], batch: int, codes: jax.Array | None, known: jax.Array | None,
-           sharding: jax.sharding.Sharding | None) -> tuple[jax.Array, jax.Array]:
+           sharding: jax.sharding.NamedSharding | None) -> tuple[jax.Array, jax.Array]:
     """Codes and known [B, N], checked against the plan; 0 where not known."""
     num_tokens = grid[0] * grid[1] * grid[2]
     if plan.num_tokens != num_tokens:
@@ -281,8 +295,12 @@ def _by_position(state: DecodeState, grid: tuple[int, int, int]) -> Decoded:
     return Decoded(codes=codes, committed_at=committed_at)
 
 
-def _constrained(state: DecodeState, sharding: jax.sharding.Sharding | None) -> DecodeState:
-    return state if sharding is None else jax.lax.with_sharding_constraint(state, sharding)
+def _constrained(state: DecodeState, sharding: jax.sharding.NamedSharding | None) -> DecodeState:
+    if sharding is None:
+        return state
+    tokens = jax.lax.with_sharding_constraint(state.replace(cache=None), sharding)
+    return tokens.replace(cache=jax.tree.map(
+        lambda x: mesh_lib.constrain(x, "batch", None, None, "heads", None), state.cache))
 
 
 def _fold(keys: jax.Array, data: jax.Array | int) -> jax.Array:
@@ -318,13 +336,15 @@ def _draw_blocks(model: nnx.Module, hidden: jax.Array, positions: jax.Array, key
     blocks = -(-targets // block)
     block = -(-targets // blocks)  # even blocks: the padding is less than one token per block
     padding = blocks * block - targets
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(batch, blocks, block, width)
-    positions = jnp.pad(positions, ((0, 0), (0, padding))).reshape(batch, blocks, block)
+    # Every n-th target, so that where targets are split over devices each has its share of every block.
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(batch, block, blocks, width)
+    positions = jnp.pad(positions, ((0, 0), (0, padding))).reshape(batch, block, blocks)
+    kernel = model.head_kernel()
 
     def draw_block(_, one):
         block_hidden, block_positions = one  # [B, block, D], [B, block]
         token_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, block_positions)
-        return None, logits_lib.draw_codes(token_keys, model.logits(block_hidden), temperature, **filters)
+        return None, logits_lib.draw_codes(token_keys, model.logits(block_hidden, kernel), temperature, **filters)
 
-    _, drawn = jax.lax.scan(draw_block, None, (hidden.swapaxes(0, 1), positions.swapaxes(0, 1)))
-    return tuple(x.swapaxes(0, 1).reshape(batch, blocks * block)[:, :targets] for x in drawn)
+    _, drawn = jax.lax.scan(draw_block, None, (jnp.moveaxis(hidden, 2, 0), jnp.moveaxis(positions, 2, 0)))
+    return tuple(jnp.moveaxis(x, 0, 2).reshape(batch, blocks * block)[:, :targets] for x in drawn)

@@ -11,7 +11,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from mebt_jax.config import Config
-from mebt_jax.data import pipeline, preparation, sources
+from mebt_jax.data import pipeline, preparation, sources, token_cache
 from mebt_jax.runtime import pictures, telemetry, workdir as workdir_lib
 
 STAGE = "data"
@@ -34,31 +34,43 @@ def run(config: Config, workdir: Path) -> None:
 
 def prepare_and_show(config: Config, workdir: Path) -> None:
     sources.prepare(config, workdir)
-    opened = sources.open_sources(config, workdir)
+    opened = sources.open_sources(config, workdir, images=True)
 
-    batch = next(pipeline.train_batches(opened, config, PREVIEW_CLIPS * jax.process_count()))
-    rows = [(f"train clip {i}", video) for i, video in enumerate(batch["video"])]
+    batches = pipeline.train_batches(opened, config, PREVIEW_CLIPS)
+    shown = [next(batches)["video"]]
+    if opened.images:
+        shown.append(next(batch["video"] for batch in batches if batch["video"].shape[1] == 1))
+    rows = [(f"train {kind} {i}", video) for kind, videos in zip(("clip", "image"), shown) for i, video in enumerate(videos)]
     pictures.contact_sheet(workdir / STAGE / "preview.png", rows)
 
-    manifest_path = workdir / STAGE / "manifest.json"
-    if config.data.source == "moving_shapes":
-        manifest = {"settings": dataclasses.asdict(config.data)}
-        telemetry.say(f"{STAGE}: {len(opened.train)} clips of moving shapes to train on, {len(opened.validation)} held out")
-    else:
-        folder = sources.records_folder(config, workdir)
-        manifest = {"records_folder": str(folder), **preparation.read_manifest(folder)}
-        telemetry.say(f"{STAGE}: {summary(manifest)}; all listed in {manifest_path}")
-    workdir_lib.write_json(manifest_path, manifest)
+    manifests = [manifest_of(part, workdir) for part in sources.parts_of(config)]
+    for part, manifest in zip(config.data.mixture, manifests):
+        manifest["weight"] = part.weight
+    workdir_lib.write_json(workdir / STAGE / "manifest.json", {"mixture": manifests} if config.data.mixture else manifests[0])
     workdir_lib.mark_done(config, workdir, STAGE, content=opened.content_hash)
 
 
+def manifest_of(config: Config, workdir: Path) -> dict:
+    """The manifest of one source, after a line about it."""
+    data = config.data
+    if data.source == "moving_shapes":
+        telemetry.say(f"{STAGE}: {data.train_clips} clips of moving shapes to train on, {data.validation_clips} held out")
+        return {"settings": dataclasses.asdict(data)}
+    folder = sources.records_folder(config, workdir)
+    manifest = {"records_folder": str(folder), **preparation.read_manifest(folder)}
+    telemetry.say(f"{STAGE}: {data.source}: {summary(manifest)}; all listed in {workdir / STAGE / 'manifest.json'}")
+    return manifest
+
+
 def check(config: Config, workdir: Path) -> None:
-    """Reads the prepared records again and says that they are as they were written.
+    """Reads the prepared records again, and the tokens made of them, and says that they are as they were written.
 
     Raises:
-        UserError: there are none, or they are damaged; names the first file that is.
+        UserError: there are no records, or they or the tokens are damaged; names the first file that is.
     """
     telemetry.say(f"{STAGE}: {sources.check(config, workdir)}")
+    for line in token_cache.check(config, workdir, sources.open_sources(config, workdir)):
+        telemetry.say(f"{STAGE}: {line}")
 
 
 def summary(manifest: dict) -> str:

@@ -1,16 +1,16 @@
 """Part of the fifth stage: measures a tokenizer alone, in a workdir in which no transformer is trained yet."""
 
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from mebt_jax.config import Config
-from mebt_jax.data import pipeline, sources
+from mebt_jax.data import measured_clips
 from mebt_jax.metrics import codes as code_metrics, protocols, report, results
 from mebt_jax.metrics.frechet import frechet_distance
-from mebt_jax.metrics.protocols import Protocol
+from mebt_jax.metrics.protocols import ClipForm, Protocol
 from mebt_jax.metrics.results import Result, mean, number
 from mebt_jax.metrics.statistics import Estimate
 from mebt_jax.runtime import mesh as mesh_lib, pictures, workdir as workdir_lib
@@ -41,25 +41,20 @@ def run(config: Config, workdir: Path) -> None:
     mesh = mesh_lib.make_mesh(config.mesh)
     size = config.evaluate.batch_size
     mesh_lib.check_batch_size(mesh, size, "config.evaluate.batch_size")
-    protocol = protocols.for_data(config.evaluate.protocol, config.data.source, config.data.frames)
+    protocol = protocols.for_data(config.evaluate.protocol, measured_clips.real_split(config, workdir), config.data.frames)
     network = {COMPARED: feature_networks.load(protocol, config)[COMPARED]}
     measured = compiled_measure(network, feature_networks.load_lpips(config), mesh)
     tokenizer = load_tokenizer(config, workdir, mesh)
     pixels = TokenizerOnMesh(tokenizer, mesh)
-    clip_sources = sources.open_sources(config, workdir)
 
-    count = -(-config.evaluate.clips // size)  # batches
-    splits = {
-        "held-out": (pipeline.validation_batches(clip_sources, config, size, count), len(clip_sources.validation)),
-        "training": (islice(pipeline.train_batches(clip_sources, config, size), count), len(clip_sources.train)),
-    }
     found: dict[str, Result] = {}
     rows: list[report.Clips] = []
-    for split, (batches, distinct) in splits.items():
-        worst = WorstClips(measured, mesh, distinct)
-        clips = measure_clips(pixels, worst, batches, distinct, 0, f"{split} clips")
-        found |= numbers(split, clips, protocol, config)
-        rows.append(report.Clips(f"Worst {split} clips", "Those with the lowest PSNR, each above its reconstruction.", worst.rows()))
+    for split in ("validation", "train"):
+        clips = measured_clips.open_clips(config, workdir, split)
+        name = measured_clips.SPLITS[split]
+        worst = WorstClips(measured, mesh, min(config.evaluate.clips, len(clips)))
+        found |= numbers(name, measure_clips(pixels, worst, clips, config.evaluate.clips, size, 0), clips.text, protocol, config)
+        rows.append(report.Clips(f"Worst {name} clips", "Those with the lowest PSNR, each before its reconstruction.", worst.rows()))
 
     if jax.process_index() == 0:
         directory = workdir / FOLDER
@@ -76,7 +71,7 @@ def run(config: Config, workdir: Path) -> None:
 class WorstClips:
     """A measure of batches that passes on another's numbers and keeps the clips with the lowest PSNR."""
 
-    def __init__(self, measured, mesh: jax.sharding.Mesh, distinct: int):
+    def __init__(self, measured: Callable[..., dict[str, jax.Array]], mesh: jax.sharding.Mesh, distinct: int):
         self._measured, self._mesh, self._distinct = measured, mesh, distinct
         self._done = 0
         self._kept: list[tuple[float, int, Pair]] = []  # (PSNR, number of the clip, pixels)
@@ -84,7 +79,7 @@ class WorstClips:
     def __call__(self, real: jax.Array, rebuilt: jax.Array) -> dict[str, jax.Array]:
         """Numbers [B] of uint8 clips [B, F, H, W, 3] and their reconstructions."""
         values = self._measured(real, rebuilt)
-        scores = np.asarray(values["psnr"])[:max(self._distinct - self._done, 0)]  # what follows are the first clips again
+        scores = np.asarray(values["psnr"])[:max(self._distinct - self._done, 0)]  # the rest only fill the last batch
         worst_kept = self._kept[-1][0] if len(self._kept) == WORST_CLIPS else np.inf
         if (scores < worst_kept).any():
             pixels = zip(on_host(real, self._mesh), on_host(rebuilt, self._mesh))
@@ -99,8 +94,8 @@ class WorstClips:
                 for row in ((f"{number} real", real), (f"{number} {score:.1f} dB", rebuilt))]
 
 
-def numbers(split: str, clips: MeasuredClips, protocol: Protocol, config: Config) -> dict[str, Result]:
-    """How near reconstructions come to the clips of a split, and how the codes are used there."""
+def numbers(split: str, clips: MeasuredClips, text: str, protocol: Protocol, config: Config) -> dict[str, Result]:
+    """How near reconstructions come to the clips of a split, which `text` describes, and how the codes are used there."""
     found = {f"{split}/{name}": mean(clips.measures[name], text) for name, text in DEFINITIONS.items() if name in clips.measures}
     real, rebuilt = clips.measures[f"{COMPARED}/real"], clips.measures[f"{COMPARED}/rebuilt"]
     if len(real) > 1:
@@ -108,7 +103,8 @@ def numbers(split: str, clips: MeasuredClips, protocol: Protocol, config: Config
         found[f"{split}/reconstruction_frechet"] = Result(
             Estimate(distance, len(real), 1, real_floor=0.0, real_floor_count=len(real)),
             f"{protocol.measure} of reconstructions and the same clips before; on I3D features this is rFVD",
-            protocol.describe(len(real), config.data.frames, 1, f"{split}, each against itself"))
+            protocol.describe(len(real), ClipForm(config.data.frames, config.data.resolution, config.data.frame_stride), 1,
+                              f"{text}, each against itself"))
     codes = config.tokenizer.codes
     counts = code_metrics.count_codes(clips.codes, codes)
     for name, value, text in (

@@ -24,7 +24,7 @@ from mebt_jax.runtime.train_state import (
     TrainState, accumulated, accumulated_gradients, apply_gradients, create_sharded, join_pieces, new_state,
 )
 from mebt_jax.tokenizer import adversarial, fitting, losses, quantizers, watch
-from mebt_jax.tokenizer.autoencoder import Tokenizer, tokenizer_hash
+from mebt_jax.tokenizer.autoencoder import Tokenizer, own_codes, tokenizer_hash
 from mebt_jax.tokenizer.perceptual import LPIPS
 
 STAGE = "tokenizer"
@@ -61,8 +61,9 @@ def run(config: Config, workdir: Path) -> None:
         return
 
     # ---- data -------------------------------------------------------------------------------------------------------
-    clip_sources = sources.open_sources(config, workdir)
-    batches = pipeline.train_batches(clip_sources, config, training.batch_size)
+    clip_sources = sources.open_sources(config, workdir, images=True)
+    share = mesh_lib.host_share(mesh)
+    batches = pipeline.train_batches(clip_sources, config, training.batch_size, share)
 
     # ---- model and state --------------------------------------------------------------------------------------------
     parts = training_parts(config)
@@ -75,15 +76,16 @@ def run(config: Config, workdir: Path) -> None:
 
     # ---- step -------------------------------------------------------------------------------------------------------
     batch, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
-    jitted_fit = jax.jit(functools.partial(fit_start, graphdef=parts.graphdef, batch_size=training.batch_size),
-                         in_shardings=(shardings, batch, everywhere), out_shardings=shardings, donate_argnums=0)
+    on_mesh = functools.partial(mesh_lib.on_mesh, mesh)
+    fit = functools.partial(fit_start, graphdef=parts.graphdef, batch_size=training.batch_size)
+    jitted_fit = jax.jit(on_mesh(fit), in_shardings=(shardings, batch, everywhere), out_shardings=shardings, donate_argnums=0)
     step = functools.partial(train_step, parts=parts, config=config.tokenizer)
     # Two programs, so that the steps before the discriminators do not pay for them.
-    jitted_steps = {opposed: jax.jit(functools.partial(step, opposed=opposed), donate_argnums=0,
+    jitted_steps = {opposed: jax.jit(on_mesh(functools.partial(step, opposed=opposed)), donate_argnums=0,
                                      in_shardings=(shardings, batch, everywhere, everywhere),
                                      out_shardings=(shardings, everywhere)) for opposed in (False, True)}
-    jitted_validation = jax.jit(functools.partial(validation_step, graphdef=parts.graphdef, config=config.tokenizer),
-                                out_shardings=(everywhere, batch))
+    in_training = functools.partial(validation_step, graphdef=parts.graphdef, config=config.tokenizer)
+    jitted_validation = jax.jit(on_mesh(in_training), out_shardings=(everywhere, batch))
     adversarial_config = config.tokenizer.adversarial
     first_opposed = adversarial_config.start - adversarial_config.warmup if adversarial_config.on else training.steps
 
@@ -95,11 +97,12 @@ def run(config: Config, workdir: Path) -> None:
 
     def first_clips() -> jax.Array:
         number = fitting.clips_needed(config.tokenizer.codes, int(np.prod(config.grid)), training.batch_size)
-        telemetry.say(f"{STAGE}: placing {config.tokenizer.codes} codes among the features of {number} clips")
-        return mesh_lib.put_batch(mesh, next(pipeline.train_batches(clip_sources, config, number)))["video"]
+        telemetry.say(f"{STAGE}: fitting the start to {number} clips")
+        videos = dataclasses.replace(clip_sources, images=None)
+        return mesh_lib.put_batch(mesh, next(pipeline.train_batches(videos, config, number, share)))["video"]
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
-        held_out = pipeline.validation_batches(clip_sources, config, training.batch_size, training.validation_batches)
+        held_out = pipeline.validation_batches(clip_sources, config, training.batch_size, training.validation_batches, share)
         return validation(functools.partial(jitted_validation, perceptual=perceptual), state, held_out, mesh,
                           directory / "pictures" / f"step_{step:08d}.png")
 
@@ -269,8 +272,7 @@ def load_perceptual(config: Config, mesh: Mesh) -> nnx.State | None:
         return None
     if not tokenizer.lpips:
         raise UserError(f"config.tokenizer.perceptual_weight is {tokenizer.perceptual_weight}, but the weights of LPIPS are not here: "
-                        f"fetch "
-                        f"`lpips` and `vgg16` with mebt_jax.interop.fetch, convert them (docs/evaluation.md) and pass "
+                        f"fetch `lpips` and `vgg16` with mebt_jax.interop.fetch, convert them (docs/evaluation.md) and pass "
                         f"--config.tokenizer.lpips=DIR, or train without them by --config.tokenizer.perceptual_weight=0.")
     return jax.device_put(folders.load_network(Path(tokenizer.lpips), "lpips")[1], mesh_lib.replicated(mesh))
 
@@ -284,8 +286,8 @@ def load_tokenizer(config: Config, workdir: Path, mesh: Mesh) -> TrainedTokenize
     folder = checkpoints.find_checkpoints(Path(config.tokenizer.checkpoint or workdir), STAGE)
     theirs = checkpoints.read_meta(folder)["config"][STAGE]
     ours = config_lib.to_dict(config)[STAGE]
-    for name in ("compression", "patch", "hidden", "codes", "code_width", "norm"):
-        if theirs[name] != ours[name]:
+    for name in ("compression", "patch", "causal", "hidden", "quantizer", "codes", "code_width", "levels", "norm"):
+        if theirs.setdefault(name, ours[name]) != ours[name]:  # an older one may not know the field yet
             raise UserError(f"The tokenizer in {folder} has {name} {theirs[name]}, but config.tokenizer.{name} is "
                             f"{ours[name]}; set it to {theirs[name]} or use another tokenizer.")
     graphdef, params = abstract_tokenizer(config)
@@ -293,5 +295,5 @@ def load_tokenizer(config: Config, workdir: Path, mesh: Mesh) -> TrainedTokenize
     codebook = jax.eval_shape(functools.partial(quantizers.init_codebook, config.tokenizer), jax.random.key(0))
     parts = mesh_lib.with_sharding({weights: params, "statistics": codebook}, mesh, config.runtime.fsdp_min_elements)
     found = checkpoints.read_arrays(folder, parts)
-    return TrainedTokenizer(graphdef, found[weights], found["statistics"],
+    return TrainedTokenizer(graphdef, found[weights], own_codes(nnx.merge(graphdef, found[weights]), found["statistics"]),
                             content_hash=tokenizer_hash(found[weights], found["statistics"]))

@@ -26,7 +26,7 @@ from mebt_jax.sampling import decode, plan
 from mebt_jax.stages.tokenizer import TrainedTokenizer, load_tokenizer
 from mebt_jax.tokenizer import autoencoder
 from mebt_jax.transformer.initialization import start_locally
-from mebt_jax.transformer.loss import masked_cross_entropy
+from mebt_jax.transformer.loss import clip_scores, masked_cross_entropy
 from mebt_jax.transformer.model import MeBT
 
 STAGE = "transformer"
@@ -37,11 +37,12 @@ PICTURED_RATIO = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class TrainedTransformer:
-    """A frozen transformer and the step of its checkpoint."""
+    """A frozen transformer, the step of its checkpoint, and which of its weights these are."""
 
     graphdef: nnx.GraphDef
     params: nnx.State
     step: int
+    weights: str = "averaged"  # or "plain", where training kept no averages
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -58,6 +59,7 @@ def run(config: Config, workdir: Path) -> None:
 
     # ---- mesh -------------------------------------------------------------------------------------------------------
     mesh = mesh_lib.make_mesh(config.mesh)
+    mesh_lib.check_heads(mesh, config.transformer.heads)
     training = config.transformer.training
     mesh_lib.check_batch_size(mesh, training.batch_size // training.accumulation, "config.transformer.training.batch_size")
     if training.steps == 0:
@@ -73,7 +75,8 @@ def run(config: Config, workdir: Path) -> None:
     clip_sources = sources.open_sources(config, workdir)
     if config.data.tokens:
         clip_sources = token_cache.prepare(config, workdir, clip_sources, tokenizer.content_hash, encoder.codes_on_host)
-    batches = pipeline.train_batches(clip_sources, config, training.batch_size)
+    share = mesh_lib.host_share(mesh)
+    batches = pipeline.train_batches(clip_sources, config, training.batch_size, share)
 
     # ---- model and state --------------------------------------------------------------------------------------------
     graphdef, abstract_params = abstract_transformer(config)
@@ -99,15 +102,17 @@ def run(config: Config, workdir: Path) -> None:
         return step_of(draw.shape)(state, codes, *place(draw, mesh), root_key)
 
     # ---- validation -------------------------------------------------------------------------------------------------
-    held_out = pipeline.validation_batches(clip_sources, config, training.batch_size, training.validation_batches)
+    held_out = pipeline.validation_batches(clip_sources, config, training.batch_size, training.validation_batches, share)
     held_out_codes = [encoder.codes_of(rows) for rows in held_out]
-    jitted_validation = jax.jit(functools.partial(validation_step, graphdef=graphdef, config=config.transformer),
-                                static_argnames="shape", out_shardings=mesh_lib.replicated(mesh))
+    in_training = functools.partial(validation_step, graphdef=graphdef, config=config.transformer)
+    jitted_validation = jax.jit(mesh_lib.on_mesh(mesh, in_training), static_argnames="shape",
+                                out_shardings=mesh_lib.replicated(mesh))
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
         picture = directory / "pictures" / f"step_{step:08d}.png"
         draw_pictures(config, graphdef, state.averaged, encoder, held_out_codes[0], picture)
-        return validation(jitted_validation, state.averaged, held_out_codes, config, mesh)
+        values = validation(jitted_validation, state.averaged, held_out_codes, config, mesh)
+        return {name: float(of_clips.mean()) for name, of_clips in values.items()}
 
     # ---- loop -------------------------------------------------------------------------------------------------------
     meta = {"stage": STAGE, "tokenizer": tokenizer.content_hash, "config": config_lib.to_dict(config),
@@ -130,7 +135,7 @@ def step_programs(config: Config, graphdef: nnx.GraphDef, optimizer: optax.Gradi
             raise ValueError(f"{shape} is not among the shapes of masking.capacities.all_shapes")
         telemetry.say(f"{STAGE}: compiling program {step_of.cache_info().misses} of at most {len(possible)}, {shape}")
         step = functools.partial(train_step, graphdef=graphdef, optimizer=optimizer, config=config.transformer, shape=shape)
-        return jax.jit(step, in_shardings=(shardings, batch, everywhere, batch, batch, everywhere),
+        return jax.jit(mesh_lib.on_mesh(mesh, step), in_shardings=(shardings, batch, everywhere, batch, batch, everywhere),
                        out_shardings=(shardings, everywhere), donate_argnums=0)
 
     return step_of
@@ -161,10 +166,13 @@ def train_step(state: TrainState, codes: jax.Array, interval: jax.Array, num_con
 def validation_step(params: nnx.State, codes: jax.Array, interval: jax.Array, num_context: jax.Array, num_targets: jax.Array,
                     key: jax.Array, *, graphdef: nnx.GraphDef, config: TransformerConfig,
                     shape: StepShape) -> dict[str, jax.Array]:
-    """Metrics of predicting the targets of one draw in codes [B, T, H, W]."""
+    """Metrics [B] of predicting the targets of one draw in codes [B, T, H, W]."""
     split = split_tokens(key, codes, interval, num_context, num_targets, shape=shape)
-    output = predict(nnx.merge(graphdef, params), split, config, key=None)
-    return {"nll": output.nll, "accuracy": output.accuracy}
+    model = nnx.merge(graphdef, params)
+    hidden = model(split.context_codes, split.context_positions, split.context_valid, split.target_positions,
+                   split.target_valid, key=None)  # [B, M, D]
+    nll, accuracy = clip_scores(model, hidden, split.target_codes, split.target_valid, block=config.loss_block)
+    return {"nll": nll, "accuracy": accuracy}
 
 
 def predict(model: MeBT, split: Split, config: TransformerConfig, key: jax.Array | None) -> Any:
@@ -189,8 +197,8 @@ def place(draw: MaskDraw, mesh: Mesh) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def validation(jitted_validation: Callable[..., dict[str, jax.Array]], params: nnx.State,
-               held_out_codes: Sequence[jax.Array], config: Config, mesh: Mesh) -> dict[str, float]:
-    """Mean "nll" (nats per token) and "accuracy" over fixed draws of whole clips.
+               held_out_codes: Sequence[jax.Array], config: Config, mesh: Mesh) -> dict[str, np.ndarray]:
+    """"nll" (nats per token) and "accuracy" of each clip, float32 [n], its mean over fixed draws.
 
     The mask ratios are spread evenly over the schedule, and every ratio counts alike, as in training. Every call makes
     the same draws, so that the numbers of different steps compare.
@@ -203,7 +211,9 @@ def validation(jitted_validation: Callable[..., dict[str, jax.Array]], params: n
         key = jax.random.fold_in(jax.random.key(config.runtime.seed), number)
         collected.append(jitted_validation(params, codes, *place(draw, mesh), key, shape=draw.shape))
     fetched = jax.device_get(collected)
-    return {name: float(np.mean([values[name] for values in fetched])) for name in fetched[0]}
+    clips_by_draw = {name: np.stack([values[name] for values in fetched]) for name in fetched[0]}  # [batches * ratios, B]
+    return {name: values.reshape(-1, VALIDATION_RATIOS, values.shape[-1]).mean(axis=1).ravel()
+            for name, values in clips_by_draw.items()}
 
 
 def draw_at(config: Config, batch_size: int, u: float) -> MaskDraw:
@@ -243,8 +253,9 @@ class TokenizerOnMesh:
         self.mesh = mesh
         self._weights = (tokenizer.params, tokenizer.codebook)
         batch = mesh_lib.batch_sharding(mesh)
-        self._encode = jax.jit(functools.partial(encode_clips, graphdef=tokenizer.graphdef), out_shardings=batch)
-        self._decode = jax.jit(functools.partial(decode_clips, graphdef=tokenizer.graphdef), out_shardings=batch)
+        self._encode, self._decode = (
+            jax.jit(mesh_lib.on_mesh(mesh, functools.partial(program, graphdef=tokenizer.graphdef)), out_shardings=batch)
+            for program in (encode_clips, decode_clips))
 
     def codes(self, video: np.ndarray) -> jax.Array:
         """This process's uint8 clips [b, F, H, W, 3] -> codes of the global batch, int32 [B, T, H, W]."""
@@ -256,8 +267,7 @@ class TokenizerOnMesh:
 
     def codes_on_host(self, video: np.ndarray) -> np.ndarray:
         """uint8 clips [B, F, H, W, 3] that every process holds whole -> their codes, the same on every process."""
-        share = len(video) // jax.process_count()
-        return mesh_lib.on_host(self.codes(video[share * jax.process_index():][:share]), self.mesh)
+        return mesh_lib.on_host(self.codes(video[mesh_lib.host_rows(self.mesh, len(video))]), self.mesh)
 
     def video(self, codes: jax.Array) -> jax.Array:
         """Codes [B, T, H, W] -> uint8 clips [B, F, H, W, 3]."""
@@ -314,7 +324,8 @@ def load_transformer(config: Config, workdir: Path, mesh: Mesh, tokenizer_hash: 
     graphdef, params = abstract_transformer(config)
     weights = "ema" if meta["config"][STAGE]["training"]["ema_decay"] > 0 else "params"
     parts = mesh_lib.with_sharding({weights: params}, mesh, config.runtime.fsdp_min_elements)
-    return TrainedTransformer(graphdef, checkpoints.read_arrays(folder, parts)[weights], step=meta["step"])
+    return TrainedTransformer(graphdef, checkpoints.read_arrays(folder, parts)[weights], step=meta["step"],
+                              weights="averaged" if weights == "ema" else "plain")
 
 
 def refuse_other_tokenizer(folder: Path, tokenizer_hash: str) -> None:

@@ -6,7 +6,7 @@ tells the decoder anything, the features run away from the codes.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from mebt_jax.config import TokenizerConfig
 
@@ -46,28 +46,36 @@ def look(watch: Watch, record: Mapping[str, float], config: TokenizerConfig, tok
     counts = {sign: before.get(sign, 0) + 1 for sign in seen}
     new = [sign for sign, count in counts.items() if count >= PATIENCE and sign not in watch.said]
     watch = dataclasses.replace(watch, signs=tuple(counts.items()), said=watch.said.union(new))
-    return watch, [f"at step {record['step']} {seen[sign]()}" for sign in new]
+    return watch, [f"at step {record['step']} {seen[sign]}" for sign in new]
 
 
-def _signs(watch: Watch, values: Mapping[str, float], config: TokenizerConfig, tokens: int) -> dict[str, Callable[[], str]]:
+def _signs(watch: Watch, values: Mapping[str, float], config: TokenizerConfig, tokens: int) -> dict[str, str]:
     """What looks wrong on one line, with its sentence."""
-    found: dict[str, Callable[[], str]] = {}
-    reachable = min(config.codes, tokens)
-    if values["perplexity"] < max(COLLAPSED * watch.perplexity, FEW * reachable):
-        mend = ("set config.tokenizer.restart_threshold above 0, so that unused codes start anew" if config.restart_threshold == 0
-                else "lower config.tokenizer.training.learning_rate or raise config.tokenizer.commitment_weight")
-        found["codes"] = lambda: (
-            f"the tokenizer uses its codes as if there were {values['perplexity']:.1f} of {config.codes} (at best "
-            f"{watch.perplexity:.1f} in this run): {mend}.")
+    found: dict[str, str] = {}
+    perplexity, commitment, error = (values[name] for name in ("perplexity", "commitment", "quantization_error"))
+    if perplexity < max(COLLAPSED * watch.perplexity, FEW * min(config.codes, tokens)):
+        found["codes"] = (f"the tokenizer uses its codes as if there were {perplexity:.1f} of {config.codes} (at best "
+                          f"{watch.perplexity:.1f} in this run): {_mend_of_codes(config)}.")
     for name in ("frame", "clip"):
-        if values.get("adversarial_scale", 0.0) > 0 and values.get(f"{name}_loss", math.inf) < WON:
-            found[name] = lambda name=name: (
-                f"the discriminator of {name}s has won (loss {values[f'{name}_loss']:.3f}, mean logit {values[f'{name}_real']:.2f} "
-                f"for real and {values[f'{name}_fake']:.2f} for reconstructed video): lower config.tokenizer.adversarial.learning_rate "
-                f"or raise its lecam_weight; the checkpoint of step {config.adversarial.start}, from before, is kept.")
-    if values["quantization_error"] > ASTRAY or values["commitment"] > RUNAWAY * watch.commitment:
-        found["commitment"] = lambda: (
-            f"the features run away from the codes (commitment {values['commitment']:.3g}, at best {watch.commitment:.3g}, and "
-            f"{values['quantization_error']:.2f} of the features' variance): raise config.tokenizer.commitment_weight, or lower "
-            f"config.tokenizer.training.learning_rate or codebook_decay.")
+        loss = values.get(f"{name}_loss", math.inf)
+        if loss < WON and values.get("adversarial_scale", 0.0) > 0:
+            real, fake = values[f"{name}_logits/real"], values[f"{name}_logits/fake"]
+            found[name] = (f"the discriminator of {name}s has won (loss {loss:.3f}, mean logit {real:.2f} for real and {fake:.2f} for "
+                           f"reconstructed video): lower config.tokenizer.adversarial.learning_rate or raise its lecam_weight; "
+                           f"config.tokenizer.checkpoint takes the checkpoint of step {config.adversarial.start}, from before, "
+                           f"which is kept.")
+    # Signs ("lfq") are far from features that are still small, and squashed features ("fsq") cannot run away.
+    astray = config.quantizer in ("ema", "gradient") and error > ASTRAY
+    if astray or commitment > RUNAWAY * watch.commitment:
+        found["commitment"] = (f"the features run away from the codes (commitment {commitment:.3g}, at best {watch.commitment:.3g}, and "
+                               f"{error:.2f} of the features' variance): raise config.tokenizer.commitment_weight, or lower "
+                               f"config.tokenizer.training.learning_rate or codebook_decay.")
     return found
+
+
+def _mend_of_codes(config: TokenizerConfig) -> str:
+    if config.quantizer == "ema" and config.restart_threshold == 0:
+        return "set config.tokenizer.restart_threshold above 0, so that unused codes start anew"
+    if config.quantizer == "lfq":
+        return "raise config.tokenizer.entropy_weight"
+    return "lower config.tokenizer.training.learning_rate or raise config.tokenizer.commitment_weight"

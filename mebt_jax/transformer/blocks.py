@@ -4,12 +4,16 @@ Latents, contexts and targets are three streams of tokens. A kind of block says 
 (paper section 3.2, Table 3 for `full`); parameters have the same shapes for every kind. `stack` runs blocks in order.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from mebt_jax.config import TransformerConfig
-from mebt_jax.transformer.attention import attend, dropout
+from mebt_jax.runtime.mesh import constrain
+from mebt_jax.transformer.attention import KeySet, attend, dropout
 from mebt_jax.transformer.rotary import rotate
 
 # kind -> (streams that ask and are rewritten, streams that are asked)
@@ -46,33 +50,45 @@ class Block(nnx.Module):
         self.mlp_in = linear(width, 4 * width, dtype, rngs)
         self.mlp_out = linear(4 * width, width, dtype, rngs)
 
-    def keys_and_values(self, tokens: jax.Array, angles: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """What the asked tokens [B, S, D] with angles [B, S, Dh / 2] offer: key and value, [B, S, K, Dh] each."""
+    def key_set(self, tokens: jax.Array, valid: jax.Array | None, angles: jax.Array | None) -> KeySet:
+        """What asked tokens [B, S, D] with angles [B, S, Dh / 2] offer."""
         normed = self.attention_norm(tokens)
-        return self._split_heads(self.key(normed), angles), self._split_heads(self.value(normed))
+        key = self._split_heads(checkpoint_name(self.key(normed), "key"), angles)
+        return KeySet(key, self._split_heads(checkpoint_name(self.value(normed), "value")), valid)
 
     def __call__(
         self,
         asking: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        key_valid: jax.Array | None,
+        asked: Sequence[KeySet],
         angles: jax.Array | None,
         *,
+        gather: str,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """New values of the asking tokens [B, Q, D] with angles [B, Q, Dh / 2], given `keys_and_values` of the asked ones."""
+        """New values of the asking tokens [B, Q, D] with angles [B, Q, Dh / 2], given the `key_set`s of the asked ones.
+
+        `gather` is the side of the attention that every device sees whole, "asking" or "asked"; the other stays split.
+        """
         attention_key, output_key, mlp_key = (None,) * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
         normed = self.attention_norm(asking)
-        heads = attend(self._split_heads(self.query(normed), angles), key, value, key_valid,
-                       dropout_rate=self.attention_dropout, dropout_key=attention_key)
+        query = self._split_heads(checkpoint_name(self.query(normed), "query"), angles)
+        if gather == "asking":
+            query = constrain(query, "batch", None, "heads", None)
+        else:
+            asked = [one._replace(key=constrain(one.key, "batch", None, "heads", None),
+                                  value=constrain(one.value, "batch", None, "heads", None)) for one in asked]
+        heads = attend(query, asked, dropout_rate=self.attention_dropout, dropout_key=attention_key)
+        heads = constrain(heads, "batch", "tokens", "heads", None)
         residual = normed if self.flavour == "paper" else asking
-        x = residual + dropout(self.output(heads.reshape(asking.shape)), self.residual_dropout, output_key)
-        hidden = jax.nn.gelu(self.mlp_in(self.mlp_norm(x)), approximate=False)
-        return x + dropout(self.mlp_out(hidden), self.residual_dropout, mlp_key)
+        attended = checkpoint_name(self.output(heads.reshape(asking.shape)), "attended")
+        x = constrain(residual + dropout(attended, self.residual_dropout, output_key), "batch", "tokens", None)
+        hidden = checkpoint_name(constrain(self.mlp_in(self.mlp_norm(x)), "batch", "tokens", "hidden"), "hidden")
+        answer = checkpoint_name(self.mlp_out(jax.nn.gelu(hidden, approximate=False)), "answer")
+        return constrain(x + dropout(answer, self.residual_dropout, mlp_key), "batch", "tokens", None)
 
     def _split_heads(self, x: jax.Array, angles: jax.Array | None = None) -> jax.Array:
         heads = x.reshape(*x.shape[:2], self.heads, x.shape[-1] // self.heads)
+        heads = constrain(heads, "batch", "tokens", "heads", None)
         return heads if angles is None else rotate(heads, angles)
 
 
@@ -98,24 +114,20 @@ def apply_block(
         The streams, those that asked replaced.
     """
     asking, asked = WIRING[kind]
-    key, value = block.keys_and_values(_join(tokens, asked), _join(angles, asked))
-    new = block(_join(tokens, asking), key, value, _joined_valid(asked, tokens, valid), _join(angles, asking),
-                dropout_key=dropout_key)
-    ends = [0]
-    for name in asking:
-        ends.append(ends[-1] + tokens[name].shape[1])
-    return tokens | {name: new[:, start:end] for name, start, end in zip(asking, ends, ends[1:])}
+    of = dict.fromkeys(tokens) if angles is None else angles
+    offered = [block.key_set(tokens[name], valid.get(name), of[name]) for name in asked]
+    keys = dict.fromkeys(asking) if dropout_key is None else dict(zip(asking, jax.random.split(dropout_key, len(asking))))
+    return tokens | {name: block(tokens[name], offered, of[name], gather=gathered_side(name), dropout_key=keys[name])
+                     for name in asking}
 
 
-def _join(streams: dict[str, jax.Array] | None, names: tuple[str, ...]) -> jax.Array | None:
-    return None if streams is None else jnp.concatenate([streams[name] for name in names], axis=1)
+def gathered_side(asking: str) -> str:
+    """The side of the attention that is sent to every device: the latents, where there are any, since they are few.
 
-
-def _joined_valid(names: tuple[str, ...], tokens: dict[str, jax.Array], valid: dict[str, jax.Array]) -> jax.Array | None:
-    if names == ("latents",):
-        return None
-    masks = [valid[name] if name in valid else jnp.ones(tokens[name].shape[:2], bool) for name in names]
-    return jnp.concatenate(masks, axis=1)
+    So no layer of MeBT sends more than its latents, however many tokens there are; `full` and `maskgit` blocks, in which tokens
+    ask tokens, send keys and values of all of them.
+    """
+    return "asking" if asking == "latents" else "asked"
 
 
 def linear(inputs: int, outputs: int, dtype: jnp.dtype, rngs: nnx.Rngs, *, bias: bool = True) -> nnx.Linear:

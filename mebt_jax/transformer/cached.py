@@ -9,11 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mebt_jax.transformer.blocks import apply_block
+from mebt_jax.runtime.mesh import constrain, gather
+from mebt_jax.transformer.attention import KeySet
+from mebt_jax.transformer.blocks import apply_block, gathered_side
 from mebt_jax.transformer.model import MeBT
 from mebt_jax.transformer.stack import Stack
 
-# For every stack and every encode block of its unit, keys and values [B, repeats, slots, K, Dh].
+# For every stack and every encode block of its unit, keys and values [B, repeats, slots, K, Dh]. Slots are not split over devices:
+# the first C of them, which are asked, would lie on a few; what is computed with them is split.
 Cache = tuple[tuple[tuple[jax.Array, jax.Array], ...], ...]
 
 
@@ -70,8 +73,9 @@ def _offered(stack: Stack, tokens: jax.Array, angles: jax.Array | None) -> tuple
     graphdef, params = nnx.split(stack.blocks)
 
     def of_unit(params: nnx.State) -> tuple[tuple[jax.Array, jax.Array], ...]:
-        blocks = nnx.merge(graphdef, params)
-        return tuple(block.keys_and_values(tokens, angles) for block, kind in zip(blocks, stack.unit) if kind == "encode")
+        blocks = nnx.merge(graphdef, gather(params))
+        offered = (block.key_set(tokens, None, angles) for block, kind in zip(blocks, stack.unit) if kind == "encode")
+        return tuple((one.key, one.value) for one in offered)
 
     if stack.repeats == 1:
         return jax.tree.map(lambda x: x[:, None], of_unit(params))
@@ -88,12 +92,13 @@ def _run_stack(stack: Stack, kept: tuple[tuple[jax.Array, jax.Array], ...], toke
     def run_unit(tokens: dict[str, jax.Array], params_and_index: tuple[nnx.State, jax.Array]):
         params, index = params_and_index
         offers = iter(kept)
-        for block, kind in zip(nnx.merge(graphdef, params), stack.unit):
+        for block, kind in zip(nnx.merge(graphdef, gather(params)), stack.unit):
             if kind == "encode":
                 # One layer at a time is cut out of the cache; as an operand of the scan all layers would be copied.
-                key, value = (jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False)[:, :contexts]
-                              for x in next(offers))
-                tokens = tokens | {"latents": block(tokens["latents"], key, value, context_valid, latent_angles)}
+                key, value = (constrain(jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False)[:, :contexts],
+                                        "batch", "tokens", "heads", None) for x in next(offers))
+                tokens = tokens | {"latents": block(tokens["latents"], [KeySet(key, value, context_valid)], latent_angles,
+                                                    gather=gathered_side("latents"))}
             else:
                 tokens = apply_block(block, kind, tokens, valid, angles)
         return tokens, None

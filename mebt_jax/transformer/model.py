@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mebt_jax.config import TransformerConfig
+from mebt_jax.runtime.mesh import constrain, gather
 from mebt_jax.transformer.attention import dropout
 from mebt_jax.transformer.blocks import layer_norm, linear
 from mebt_jax.transformer.rotary import Grid, latent_angles, token_angles
@@ -78,10 +79,15 @@ class MeBT(nnx.Module):
             start = end
         return self.final_norm(tokens["targets"])
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """Logits [..., V], always float32, of hidden states [..., D]."""
-        kernel = self.head.kernel[...].astype(self.dtype)
-        return jnp.einsum("...d,dv->...v", hidden.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+    def head_kernel(self) -> jax.Array:
+        """What `logits` multiplies with, [D, V] in the compute type: to be made once before a loop over blocks of targets."""
+        return constrain(self.head.kernel[...], None, "codes").astype(self.dtype)
+
+    def logits(self, hidden: jax.Array, kernel: jax.Array | None = None) -> jax.Array:
+        """Logits [B, m, V], always float32, of hidden states [B, m, D]; `kernel` is `head_kernel()`, where that is at hand."""
+        kernel = self.head_kernel() if kernel is None else kernel
+        logits = jnp.einsum("bmd,dv->bmv", hidden.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        return constrain(logits, "batch", "tokens", "codes")
 
     def angles(self, **positions: jax.Array) -> dict[str, jax.Array] | None:
         """Angles [B, S, Dh / 2] of streams of tokens at flat positions int32 [B, S], and of the latents; None in `paper`."""
@@ -94,13 +100,19 @@ class MeBT(nnx.Module):
 
     def embed_contexts(self, codes: jax.Array, positions: jax.Array) -> jax.Array:
         """Known tokens before the first block, from int32 [B, C] codes and flat positions: [B, C, D]."""
-        return (self.token_embedding[...][codes] + self.position_embedding[...][positions]).astype(self.dtype)
+        tokens = self._rows("token_embedding", codes) + self._rows("position_embedding", positions)
+        return constrain(tokens.astype(self.dtype), "batch", "tokens", None)
 
     def embed_rest(self, target_positions: jax.Array) -> dict[str, jax.Array]:
         """Latents [B, L, D] and targets [B, M, D] before the first block, for targets at int32 [B, M] flat positions."""
-        targets = self.mask_embedding[...][None, None] + self.position_embedding[...][target_positions]
+        targets = self.mask_embedding[...][None, None] + self._rows("position_embedding", target_positions)
         latents = jnp.broadcast_to(self.latents[...], (target_positions.shape[0], *self.latents.shape))
-        return {"latents": latents.astype(self.dtype), "targets": targets.astype(self.dtype)}
+        return {name: constrain(tokens.astype(self.dtype), "batch", "tokens", None)
+                for name, tokens in (("latents", latents), ("targets", targets))}
+
+    def _rows(self, table: str, indices: jax.Array) -> jax.Array:
+        """Rows [B, S, D] of a table; each device looks up its own tokens in the whole table."""
+        return gather(getattr(self, table)[...])[constrain(indices, "batch", "tokens")]
 
     def _embed(
         self, context_codes: jax.Array, context_positions: jax.Array, target_positions: jax.Array, key: jax.Array | None

@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from mebt_jax.config import TransformerConfig
+from mebt_jax.runtime.mesh import gather
 from mebt_jax.transformer.blocks import WIRING, Block, apply_block
 
 # What the backward pass need not recompute; None is nothing. "dots" keeps the linear layers, not the attention scores,
@@ -68,7 +69,7 @@ class Stack(nnx.Module):
         def run_unit(carry, params_and_keys):
             params, keys = params_and_keys
             streams = fixed | carry
-            for i, (block, kind) in enumerate(zip(nnx.merge(graphdef, params), self.unit)):
+            for i, (block, kind) in enumerate(zip(nnx.merge(graphdef, gather(params)), self.unit)):
                 streams = apply_block(block, kind, streams, valid, angles, None if keys is None else keys[i])
             return {name: streams[name] for name in changing}, None
 

@@ -1,5 +1,8 @@
 """Real video files and small configs for the data tests."""
 
+import struct
+import zlib
+
 import av
 import numpy as np
 import pytest
@@ -57,3 +60,24 @@ def make_config():
         return from_config_dict(config)
 
     return make
+
+
+@pytest.fixture
+def write_rar():
+    """write_rar(path, {name: content}): a RAR 3 archive, as UCF101.rar is one, whose files are stored as they are."""
+
+    def block(kind, flags, fields, name=b""):
+        head = struct.pack("<BHH", kind, flags, 7 + len(fields) + len(name)) + fields + name
+        return struct.pack("<H", zlib.crc32(head) & 0xFFFF) + head
+
+    def write(path, files):
+        with path.open("wb") as file:
+            file.write(b"Rar!\x1a\x07\x00" + block(0x73, 0, bytes(6)))
+            for name, content in files.items():
+                fields = struct.pack("<IIBIIBBHI", len(content), len(content), 3, zlib.crc32(content), 0x21 << 16, 20, 0x30,
+                                     len(name), 0o100644 << 16)  # sizes, Unix, checksum, 1980-01-01, version, stored, mode
+                file.write(block(0x74, 0x8000, fields, name.encode()) + content)
+            file.write(block(0x7B, 0x4000, b""))
+        return path
+
+    return write

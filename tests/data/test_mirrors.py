@@ -1,5 +1,6 @@
 """Fetching the files of a set from hosts of our own that are gone, break off, or give another file."""
 
+import base64
 import hashlib
 import http.server
 import re
@@ -68,11 +69,11 @@ def test_no_mirror_is_one_sentence_that_says_what_to_do(tmp_path, archive, make_
     ucf = official.OFFICIAL["ucf101"]
     monkeypatch.setitem(sources.OFFICIAL, "ucf101", official.dataclasses.replace(ucf, archives=(archive("gone", "broken"),)))
     monkeypatch.setattr(mirrors, "ROUNDS", 1)
-    with pytest.raises(UserError, match="gone: the host says 404.*10,000 bytes are kept.*download UCF101.rar.*data.path=DIR"):
+    with pytest.raises(UserError, match="gone: the host says 404.*10,000 bytes are kept.*UCF101.rar.*data.source_dir=DIR"):
         sources.prepare(make_config(source="ucf101"), tmp_path / "run")
 
 
-def test_unpacks_once_and_says_what_it_cannot(tmp_path, monkeypatch):
+def test_unpacks_once_and_says_what_it_cannot(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr("../../outside.txt", "words")
     for _ in range(2):
@@ -82,7 +83,31 @@ def test_unpacks_once_and_says_what_it_cannot(tmp_path, monkeypatch):
     (tmp_path / "b.zip").write_bytes(b"no archive")
     with pytest.raises(UserError, match="b.zip is damaged"):
         mirrors.unpack(tmp_path / "b.zip", tmp_path / "there")
-    monkeypatch.setattr(mirrors.shutil, "which", lambda _: None)
-    (tmp_path / "UCF101.rar").write_bytes(b"Rar!")
-    with pytest.raises(UserError, match="UCF101.rar needs one of the programs unrar, bsdtar, 7z"):
+
+
+# Two files of the lines 000 to 511, packed by the program RAR 3 as one solid stream (rar3-solid.rar among the test files of the
+# package rarfile, ISC licence, Marko Kreen).
+SOLID_RAR = base64.b64decode(
+    "UmFyIRoHADvQcwgADQAAAAAAAAArNHSAkCwAXAAAAAAIAAADoua3xbBmzD4dMwoApIEAAHN0ZXN0MS50eHQAwBEMzP6MnrD+MYGrrLG7QHeoCmTWSzeDwQe8"
+    "AeCFku77th0ACCAACIjpeAzSDAdhOkF4S7Nun1IK2sonQLrnC2SKYnH7uACRnlAv2FX/+sZY6+vE14h+VJaHH03s2RZ0kJAsAA4AAAAACAAAA6Lmt8WwZsw+"
+    "HTMKAKSBAABzdGVzdDIudHh0AMCxIACIB+vyCmn6/JTe0MQ9ewBABwA=")
+
+
+def test_unpacks_rar_archives(tmp_path, write_rar):
+    (tmp_path / "solid.rar").write_bytes(SOLID_RAR)
+    write_rar(tmp_path / "stored.rar", {"UCF-101/YoYo/v_YoYo_g01_c01.avi": CONTENT, "UCF-101/empty.avi": b""})
+    for name in ("solid", "stored"):
+        mirrors.unpack(tmp_path / f"{name}.rar", tmp_path / name)
+    for i in (1, 2):
+        assert (tmp_path / "solid" / f"stest{i}.txt").read_text() == "".join(f"{number:03d}\n" for number in range(512))
+    assert (tmp_path / "stored" / "UCF-101" / "YoYo" / "v_YoYo_g01_c01.avi").read_bytes() == CONTENT
+    assert (tmp_path / "stored" / "UCF-101" / "empty.avi").read_bytes() == b""
+
+
+def test_a_rar_that_cannot_be_unpacked_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "UCF101.rar").write_bytes(SOLID_RAR[:-100])
+    with pytest.raises(UserError, match="UCF101.rar could not be unpacked .*fetch it again"):
+        mirrors.unpack(tmp_path / "UCF101.rar", tmp_path / "there")
+    monkeypatch.setattr(mirrors, "rar_programs", dict)
+    with pytest.raises(UserError, match="UCF101.rar needs one of the programs unrar, 7zz, 7z, bsdtar"):
         mirrors.unpack(tmp_path / "UCF101.rar", tmp_path / "there")

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mebt_jax.data import pipeline, preparation, sources, video_files
+from mebt_jax.data import measured_clips, pipeline, preparation, sources, video_files
 from mebt_jax.errors import UserError
 from mebt_jax.stages.data import summary
 
@@ -30,9 +30,10 @@ def write_list(path, lines):
     path.write_text("\n".join(lines) + "\n")
 
 
-@pytest.fixture
-def ucf(tmp_path, write_video):
-    """UCF-101 as its mirror has it: all videos in one folder of a zip, the lists of the three splits in another."""
+@pytest.fixture(params=["zip"])
+def ucf(tmp_path, write_video, write_rar, request):
+    """UCF-101 packed: as its mirror has it, all videos in one folder of a zip, or as published, a folder for each class in a
+    rar; the lists of the three splits in a zip of their own."""
     root = tmp_path / "flat"
     for name, frames in (("ApplyEyeMakeup_g08_c01", 12), ("ApplyEyeMakeup_g01_c01", 12), ("HandStandPushups_g09_c01", 20),
                          ("YoYo_g25_c04", 5), ("YoYo_g03_c02", 9)):
@@ -47,28 +48,36 @@ def ucf(tmp_path, write_video):
     write_list(lists / "trainlist02.txt", ["YoYo/v_YoYo_g03_c02.avi 3"])  # of another split, not to be used
     folder = tmp_path / "packed"
     folder.mkdir()
-    with zipfile.ZipFile(folder / "UCF101_videos.zip", "w") as file:
-        for path in sorted(root.iterdir()):
-            file.write(path, f"UCF101/{path.name}")
+    if request.param == "rar":
+        write_rar(folder / "UCF101.rar", {f"UCF-101/{path.name.split('_')[1]}/{path.name}": path.read_bytes()
+                                          for path in sorted(root.iterdir())})
+    else:
+        with zipfile.ZipFile(folder / "UCF101_videos.zip", "w") as file:
+            for path in sorted(root.iterdir()):
+                file.write(path, f"UCF101/{path.name}")
     with zipfile.ZipFile(folder / "UCF101TrainTestSplits-RecognitionTask.zip", "w") as file:
         for path in sorted(lists.iterdir()):
             file.write(path, f"ucfTrainTestlist/{path.name}")
     return folder
 
 
+@pytest.mark.parametrize("ucf", ["zip", "rar"], indirect=True)
 def test_ucf101_from_its_archives_to_the_batch(ucf, tmp_path, make_config):
-    config = make_config(source="ucf101", path=str(ucf))
+    config = make_config(source="ucf101", source_dir=str(ucf))
     sources.prepare(config, tmp_path / "run")
     folder = sources.records_folder(config, tmp_path / "run")
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # nothing unpacked is left
     manifest = preparation.read_manifest(folder)
     assert manifest["videos"] == {"train": 2, "validation": 2} and manifest["frames"] == {"train": 32, "validation": 21}
-    assert manifest["used"]["validation"] == {"UCF101/v_ApplyEyeMakeup_g01_c01.avi": 12, "UCF101/v_YoYo_g03_c02.avi": 9}
-    reasons = {entry["video"]: entry["reason"] for entry in manifest["skipped"]}
-    assert reasons["UCF101/v_YoYo_g25_c04.avi"] == "has 5 frames, but a clip reaches over 8" and len(reasons) == 2
+    used = {name.split("/")[-1]: frames for name, frames in manifest["used"]["validation"].items()}
+    assert used == {"v_ApplyEyeMakeup_g01_c01.avi": 12, "v_YoYo_g03_c02.avi": 9}
+    reasons = {entry["video"].split("/")[-1]: entry["reason"] for entry in manifest["skipped"]}
+    assert reasons["v_YoYo_g25_c04.avi"] == "has 5 frames, but a clip reaches over 8" and len(reasons) == 2
     assert manifest["sizes"] == {"32x32": 4} and manifest["frame_rates"] == {"25.0": 4}
     assert manifest["real_split"] == "train" and manifest["published_videos"] == {"train": 9537, "validation": 3783}
     assert "; 9535 train, 3781 validation videos of the published set are not among them; 2 skipped (" in summary(manifest)
+
+    assert measured_clips.real_split(config, tmp_path / "run") == "train"
 
     opened = sources.open_sources(config, tmp_path / "run")
     labels = {row["video"].decode().split("_")[1]: int(row["label"]) for row in opened.train}
@@ -85,7 +94,7 @@ def test_ucf101_from_its_archives_to_the_batch(ucf, tmp_path, make_config):
 
 
 def test_check_finds_what_is_damaged(ucf, tmp_path, make_config):
-    config = make_config(source="ucf101", path=str(ucf))
+    config = make_config(source="ucf101", source_dir=str(ucf))
     with pytest.raises(UserError, match="no records of ucf101"):
         sources.check(config, tmp_path / "run")
     sources.prepare(config, tmp_path / "run")
@@ -112,7 +121,7 @@ def sky(path):
 
 def test_sky_timelapse_starts_another_video_at_a_gap(tmp_path, make_config):
     path = sky(tmp_path / "sky_timelapse")
-    config = make_config(source="sky_timelapse", path=str(path))
+    config = make_config(source="sky_timelapse", source_dir=str(path))
     sources.prepare(config, tmp_path / "run")
     manifest = preparation.read_manifest(sources.records_folder(config, tmp_path / "run"))
     clip = "sky_train/07U1fSrk9oI/07U1fSrk9oI_1/07U1fSrk9oI_frames_"
@@ -129,7 +138,7 @@ def test_the_official_frame_list_gives_the_same_videos_as_the_folders(tmp_path, 
         write_list(tmp_path / "lists" / f"{split}.txt", [str(file) for file in files[::-1]])
     found = {}
     for folder in (path, tmp_path / "lists"):
-        config = make_config(source="sky_timelapse", path=str(folder), resolution=32)
+        config = make_config(source="sky_timelapse", source_dir=str(folder), resolution=32)
         found[folder] = {(video.split, video.files) for video in sources.list_videos(config.data, folder)}
     assert found[path] == found[tmp_path / "lists"] and len(found[path]) == 4
 
@@ -140,7 +149,7 @@ def test_taichi_by_its_folders_or_by_its_table(tmp_path, make_config, write_vide
     for name in chunks:
         (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / name).touch()
-    read = sources.list_videos(make_config(source="taichi_hd", path=str(tmp_path / "a")).data, tmp_path / "a")
+    read = sources.list_videos(make_config(source="taichi_hd", source_dir=str(tmp_path / "a")).data, tmp_path / "a")
     assert [video.split for video in read] == ["validation", "train", "train"]
 
     for name in ("aDyyTMUBoLE#000168#000352.mp4", "Zt4gsa#000002#000130.mp4", "unknown#000000#000009.mp4"):
@@ -148,7 +157,7 @@ def test_taichi_by_its_folders_or_by_its_table(tmp_path, make_config, write_vide
     write_list(tmp_path / "b" / "taichi-metadata.csv", [
         "video_id,start,end,bbox,fps,width,height,partition", "aDyyTMUBoLE,168,352,200-0-900-700,29.97,1280,720,train",
         "Zt4gsa,2,130,0-0-9-9,25,64,64,test"])
-    config = make_config(source="taichi_hd", path=str(tmp_path / "b"), frame_stride=4)
+    config = make_config(source="taichi_hd", source_dir=str(tmp_path / "b"), frame_stride=4)
     read = {video.name[:6]: video.split for video in sources.list_videos(config.data, tmp_path / "b")}
     assert read == {"aDyyTM": "train", "Zt4gsa": "validation", "unknow": ""}
     sources.prepare(config, tmp_path / "run")
@@ -196,7 +205,7 @@ def test_long_turned_and_uneven_videos_arrive_frame_by_frame(tmp_path, make_conf
 
 
 def test_an_interrupted_preparation_goes_on_with_the_same_result(ucf, tmp_path, make_config, monkeypatch):
-    config = make_config(source="ucf101", path=str(ucf))
+    config = make_config(source="ucf101", source_dir=str(ucf))
     sources.prepare(config, tmp_path / "whole")
     read, names = video_files.read_frames, []
 

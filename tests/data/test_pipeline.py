@@ -1,5 +1,6 @@
 import json
 
+import grain
 import numpy as np
 import pytest
 
@@ -78,30 +79,43 @@ def test_the_seed_decides_the_order(ramps, make_config):
 
 
 @pytest.mark.parametrize("hosts", [2, 3])
-def test_the_shares_of_the_hosts_make_up_the_global_batch(make_config, tmp_path, monkeypatch, hosts):
+def test_the_shares_of_the_hosts_make_up_the_global_batch(make_config, tmp_path, hosts):
     config = make_config()
     opened = sources.open_sources(config, tmp_path)
 
-    def batches():
-        return (take(pipeline.train_batches(opened, config, 6), 3),
-                [batch["video"] for batch in pipeline.validation_batches(opened, config, 6, 2)])
+    def batches(share):
+        return (take(pipeline.train_batches(opened, config, 12, share), 3),
+                [batch["video"] for batch in pipeline.validation_batches(opened, config, 12, 2, share)])
 
-    whole = batches()
-    shares = []
-    for host in range(hosts):
-        monkeypatch.setattr(pipeline.jax, "process_count", lambda: hosts)
-        monkeypatch.setattr(pipeline.jax, "process_index", lambda host=host: host)
-        shares.append(batches())
+    whole = batches(pipeline.WHOLE)
+    shares = [batches(((host, host + hosts), 2 * hosts)) for host in range(hosts)]  # two parts each, not side by side
+    order = np.argsort(np.concatenate([np.arange(12).reshape(2 * hosts, -1)[[h, h + hosts]].reshape(-1) for h in range(hosts)]))
     for part in (0, 1):
-        joined = [np.concatenate(rows) for rows in zip(*(share[part] for share in shares), strict=True)]
+        joined = [np.concatenate(rows)[order] for rows in zip(*(share[part] for share in shares), strict=True)]
         np.testing.assert_array_equal(joined, whole[part])
 
 
-def test_a_batch_that_hosts_cannot_share_raises(make_config, tmp_path, monkeypatch):
+def test_a_host_reads_its_share_alone():
+    read = []
+
+    class Watched:
+        def __len__(self):
+            return 24
+
+        def __getitem__(self, index):
+            read.append(int(index))
+            return {"video": np.int32(index)}
+
+    shared = pipeline._shared(grain.MapDataset.source(Watched()), 8, ((1, 2), 4))
+    np.testing.assert_array_equal([shared[batch]["video"] for batch in range(len(shared))],
+                                  [[2, 3, 4, 5], [10, 11, 12, 13], [18, 19, 20, 21]])
+    assert {*read} == {2, 3, 4, 5, 10, 11, 12, 13, 18, 19, 20, 21}
+
+
+def test_a_batch_that_hosts_cannot_share_raises(make_config, tmp_path):
     config = make_config()
-    monkeypatch.setattr(pipeline.jax, "process_count", lambda: 4)
-    with pytest.raises(UserError, match="4 hosts"):
-        pipeline.train_batches(sources.open_sources(config, tmp_path), config, 6)
+    with pytest.raises(UserError, match="4 parts"):
+        pipeline.train_batches(sources.open_sources(config, tmp_path), config, 6, ((0,), 4))
 
 
 def test_a_data_set_smaller_than_a_batch_works(make_config, tmp_path):

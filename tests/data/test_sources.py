@@ -1,5 +1,6 @@
 import pytest
 
+from mebt_jax.config_data import folder_field
 from mebt_jax.data import preparation, sources
 from mebt_jax.errors import UserError
 
@@ -74,7 +75,7 @@ def test_no_data_is_one_sentence_with_the_mend(tmp_path, make_config, monkeypatc
     for name in ("a.txt", "b.md"):
         (tmp_path / "texts" / name).write_text("words\n")
     with pytest.raises(UserError, match=problem) as error:
-        sources.prepare(make_config(source=source, path=path), tmp_path / "run")
+        sources.prepare(make_config(source=source, **{folder_field(source): path}), tmp_path / "run")
     mends = {"folder": "folder", "ucf101": "UCF101.rar", "sky_timelapse": "mdgan", "taichi_hd": "taichi-loading"}
     assert mends[source] in str(error.value) and str(error.value).count("\n") == 0
 
@@ -94,7 +95,7 @@ def test_subfolders_train_and_test_split_the_videos(tmp_path, make_config, train
 def test_official_frame_lists_are_used(tmp_path, make_config, source):
     (tmp_path / "train.txt").write_text("x/a_1.jpg\nx/a_2.jpg\n")
     (tmp_path / "test.txt").write_text("x/b_1.jpg\n")
-    videos = sources.list_videos(make_config(source=source, path=str(tmp_path)).data, tmp_path)
+    videos = sources.list_videos(make_config(source=source, **{folder_field(source): str(tmp_path)}).data, tmp_path)
     assert {v.name: (v.split, len(v.files)) for v in videos} == {"x/a_1": ("train", 2), "x/b_1": ("validation", 1)}
 
 
@@ -110,10 +111,10 @@ def test_ucf101_uses_the_official_lists(tmp_path, make_config):
     lists.mkdir()
     (lists / "trainlist01.txt").write_text("Archery/v_Archery_g08_c02.avi 1\nBiking/v_Biking_g07_c03.avi 2\n")
     (lists / "testlist01.txt").write_text("Archery/v_Archery_g01_c01.avi\n")
-    videos = sources.list_videos(make_config(source="ucf101", path=str(tmp_path)).data, tmp_path)
+    videos = sources.list_videos(make_config(source="ucf101", source_dir=str(tmp_path)).data, tmp_path)
     assert [v.split for v in videos] == ["validation", "train", "train"]
 
 
 def test_ucf101_without_lists_never_splits_a_group(tmp_path, make_config):
-    videos = sources.list_videos(make_config(source="ucf101", path=str(ucf_folder(tmp_path))).data, tmp_path)
+    videos = sources.list_videos(make_config(source="ucf101", source_dir=str(ucf_folder(tmp_path))).data, tmp_path)
     assert [v.split for v in videos] == ["validation", "train", "validation"]

@@ -30,10 +30,5 @@ def config_of(folder, **changes):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     values = module.get_config()
-    for name, value in changes.items():
-        *groups, field = name.split("__")
-        group = values
-        for part in groups:
-            group = group[part]
-        group[field] = value
+    values.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return from_config_dict(values)

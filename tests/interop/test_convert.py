@@ -13,6 +13,7 @@ from mebt_jax.errors import UserError
 from mebt_jax.interop.convert import convert
 from mebt_jax.interop.folders import load_network
 from mebt_jax.interop.names import leaves_of
+from mebt_jax.interop.settings import transformer_settings
 from mebt_jax.interop.tokenizer import tokenizer_from_official
 from mebt_jax.interop.torch_files import write_torch_file
 from mebt_jax.interop.transformer import transformer_from_official
@@ -148,6 +149,15 @@ def test_mistaken_files_are_named(files, tmp_path):
     write_torch_file(tmp_path / "other.ckpt", {"state_dict": tampered, "hyper_parameters": {"args": VQGAN_ARGS}})
     with pytest.raises(UserError, match="inside of .* is another than that of"):
         convert(files / "mebt.ckpt", tmp_path / "out", also=tmp_path / "other.ckpt")
+
+
+def test_an_interval_schedule_without_counterpart_is_said():
+    arrays = {"tok_emb.weight": np.zeros((32, 8)), "sos_emb": np.zeros((1, 4, 8))}
+    for prior, sentences in (("gaussian2", 0), ("cubic", 1)):
+        hyper = TRANSFORMER_HYPER | {"transformer_config": TRANSFORMER_HYPER["transformer_config"] | {"t_prior": prior}}
+        settings, assumed = transformer_settings(arrays, hyper, (4, 8, 8))
+        assert len(assumed) == sentences
+    assert "'cubic'" in assumed[0] and settings["masking.interval_schedule"] == "longest"
 
 
 def test_the_command_reads_the_official_layout_and_says_one_sentence(tmp_path):

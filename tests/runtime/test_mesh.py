@@ -1,4 +1,5 @@
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -30,6 +31,13 @@ def test_a_batch_that_does_not_spread_names_the_field():
         mesh_lib.check_batch_size(mesh, 12, "config.x.batch_size")
 
 
+def test_heads_that_do_not_spread_name_the_field():
+    mesh = mesh_lib.make_mesh(dataclasses.replace(ONE, tensor=4))
+    mesh_lib.check_heads(mesh, 16)
+    with pytest.raises(UserError, match=r"^config\.mesh\.tensor is 4, [^\n]*heads 6; [^\n]*\.$"):
+        mesh_lib.check_heads(mesh, 6)
+
+
 @pytest.mark.parametrize(("shape", "spec"), [
     ((8, 1024), P(None, "fsdp")),  # the largest
     ((1024, 7), P("fsdp", None)),  # the only divisible one
@@ -43,20 +51,41 @@ def test_fsdp_splits_the_largest_divisible_axis_of_large_arrays(shape, spec):
     assert mesh_lib.state_sharding(jax.ShapeDtypeStruct(shape, np.float32), mesh, min_elements=1024).spec == spec
 
 
+@pytest.mark.parametrize(("path", "shape", "spec"), [
+    ("query.kernel", (6, 64, 32), P(None, ("fsdp", "sequence"), "tensor")),  # the largest axis that is left
+    ("mlp_in.bias", (6, 32), P(None, "tensor")),  # too small for the rest
+    ("mlp_out.kernel", (64, 32), P("tensor", ("fsdp", "sequence"))),
+    ("mlp_out.bias", (32,), P()),
+    ("query.kernel", (64, 31), P(("fsdp", "sequence"), None)),  # `tensor` does not divide it
+    ("conv.kernel", (3, 30, 62), P(None, None, "fsdp")),  # nor do both axes together
+])
+def test_a_state_is_split_over_tensor_by_name_and_over_the_rest_by_shape(path, shape, spec):
+    mesh = mesh_lib.make_mesh(MeshConfig(data=1, fsdp=2, sequence=2, tensor=2))
+    layer, name = path.split(".")
+    tree = [{layer: {name: jax.ShapeDtypeStruct(shape, np.float32)}}]
+    assert mesh_lib.state_sharding(tree, mesh, min_elements=1024)[0][layer][name].spec == spec
+
+
+@pytest.mark.parametrize(("axes", "devices", "share"), [
+    ({"data": 2, "fsdp": 4}, [0, 1, 2, 3], ((0, 1, 2, 3), 8)),
+    ({"data": 2, "fsdp": 4}, [0, 1, 4, 5], ((0, 1, 4, 5), 8)),  # a square of chips is not one stretch of the mesh
+    ({"data": 4, "sequence": 2}, [2, 3], ((1,), 4)),
+    ({"data": 2, "sequence": 4}, [4, 5], ((1,), 2)),  # a clip is split over two hosts, which both read it
+    ({"tensor": 8}, [4, 5, 6, 7], ((0,), 1)),
+    ({"data": 8}, range(8), ((0,), 1)),
+])
+def test_a_host_reads_the_clips_of_its_devices(axes, devices, share):
+    shape = dataclasses.asdict(dataclasses.replace(ONE, **axes))
+    hosts = np.array([types.SimpleNamespace(process_index=0 if number in devices else 1) for number in range(8)])
+    mesh = types.SimpleNamespace(shape=shape, devices=hosts.reshape(tuple(shape.values())))
+    assert mesh_lib.host_share(mesh) == share
+    rows = np.arange(16).reshape(share[1], -1)[list(share[0])].reshape(-1)
+    np.testing.assert_array_equal(mesh_lib.host_rows(mesh, 16), rows)
+
+
 def test_batches_keep_their_rows_in_order():
     mesh = mesh_lib.make_mesh(dataclasses.replace(ONE, data=2, fsdp=4))
     rows = np.arange(16 * 3).reshape(16, 3)
     placed = mesh_lib.put_batch(mesh, {"video": rows})["video"]
     assert placed.addressable_shards[0].data.shape == (2, 3)
     np.testing.assert_array_equal(mesh_lib.local_rows(placed), rows)
-
-
-@pytest.mark.parametrize(("environment", "parallel"), [
-    ({}, False),
-    ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "a"}, False),
-    ({"SLURM_NTASKS": "4"}, False),  # an allocation without srun: this process is alone
-    ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "a,b"}, True),
-    ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
-])
-def test_a_cluster_is_joined_only_where_a_launcher_made_one(environment, parallel):
-    assert mesh_lib._launched_in_parallel(environment) is parallel

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from configs.base import get_config
 from mebt_jax.config import ORDERS, from_config_dict
 from mebt_jax.errors import UserError
+from mebt_jax.runtime import mesh as mesh_lib
 from mebt_jax.sampling import decode as decode_lib, plan as plan_lib
 from mebt_jax.sampling.orders import halton_ranks
 from mebt_jax.sampling.plan import BOOTSTRAP, DRAFT, REMASK, REVISE, Plan, build_plan, programs
@@ -202,7 +203,8 @@ def test_batch_split_over_devices_gives_the_same_clips():
     plan = build_plan(dataclasses.replace(SETTINGS, bootstrap_steps=0, draft_steps=2, remask_steps=0, revise_rounds=0),
                       NUM_TOKENS)
     keys = decode_lib.clip_keys(0, jnp.arange(BATCH))
-    sharding = NamedSharding(Mesh(np.array(jax.devices()[:BATCH]), ("data",)), PartitionSpec("data"))
+    mesh = Mesh(np.array(jax.devices()[:BATCH]).reshape(BATCH, 1, 1, 1), mesh_lib.AXES)
+    sharding = mesh_lib.batch_sharding(mesh)
     codes = decode_lib.decode(GRAPHDEF, PARAMS, plan, GRID, keys, block=7, sharding=sharding).codes
     assert [shard.data.shape for shard in codes.addressable_shards] == [(1, *GRID)] * BATCH
     np.testing.assert_array_equal(codes, run(plan, keys))
@@ -222,7 +224,10 @@ def test_remasking_keeps_a_joint_distribution():
             neighbour = seen[rows, target_positions ^ 1]  # [B, M]
             return jnp.where(neighbour[..., None] > 0, jnp.log(jax.nn.one_hot(neighbour, NUM_CODES) + 1e-9), prior)
 
-        def logits(self, hidden):
+        def head_kernel(self):
+            return None
+
+        def logits(self, hidden, kernel):
             return hidden
 
         stacks = ()

@@ -57,6 +57,13 @@ def test_losses_do_not_depend_on_the_mesh_and_parameters_really_split():
     assert split and all(leaf.addressable_shards[0].data.size * 4 == leaf.size for leaf in split)
 
 
+def test_a_new_modern_transformer_starts_at_its_neighbours():
+    config = from_config_dict(tiny_config(transformer__flavour="modern"))
+    model = stage.new_transformer(config, jax.random.key(0), jax.random.normal(jax.random.key(1), (16, 8)))
+    block = model.stacks[0].blocks[0]
+    np.testing.assert_allclose(block.value.kernel[...] @ block.output.kernel[...], np.eye(16), atol=1e-5)
+
+
 @pytest.mark.slow
 def test_accumulation_weights_pieces_by_their_targets():
     # With a ratio per clip the pieces have different numbers of targets, and a mean of means would be wrong.

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ LONG_TRANSFORMER = {"transformer__training__steps": 40, "transformer__training__
 
 
 class Command:
-    """`python -m mebt_jax.main` for one stage of the tiny config in one workdir, always with the same arguments."""
+    """`python -m mebt_jax.main` for one stage of the tiny config in one workdir, as one process unless said otherwise."""
 
     def __init__(self, workdir: Path, cache: Path, stage: str, **overrides):
         self.workdir, self.stage = workdir, stage
@@ -51,17 +52,38 @@ class Command:
 
     def stop(self, number: signal.Signals, delay: float) -> str:
         """Starts, sends a signal `delay` seconds after the next checkpoint, and returns what was printed until then."""
-        before = self.steps()
         process = self.start()
-        deadline = time.monotonic() + TIMEOUT
-        while not self.steps() - before and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        self.wait_for_checkpoint([process])
         time.sleep(delay)
         process.send_signal(number)
         output, _ = process.communicate(timeout=TIMEOUT)
         assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), output
         assert not (self.workdir / self.stage / "done.json").exists()
         return output
+
+    def start_several(self, processes: int, devices: int, mesh: dict[str, int]) -> list[subprocess.Popen]:
+        """The same run as several processes of so many devices each; their output goes to files in the workdir."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment = self.environment | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        arguments = [*self.arguments, f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}",
+                     *(f"--config.mesh.{axis}={size}" for axis, size in mesh.items())]
+        started = []
+        for number in range(processes):
+            with (self.workdir / f"process_{number}.log").open("w") as log:
+                started.append(subprocess.Popen([*arguments, f"--process_id={number}"], cwd=ROOT, env=environment,
+                                                stdout=log, stderr=subprocess.STDOUT))
+        return started
+
+    def wait_for_checkpoint(self, started: list[subprocess.Popen]) -> None:
+        """Returns when there is one more, or a process has ended."""
+        before, deadline = self.steps(), time.monotonic() + TIMEOUT
+        while not self.steps() - before and all(one.poll() is None for one in started) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def outputs(self) -> str:
+        return "\n".join(f"{path.name}: {path.read_text()}" for path in sorted(self.workdir.glob("process_*.log")))
 
     def steps(self) -> set[int]:
         """Steps of the complete checkpoints."""

@@ -11,8 +11,8 @@ from mebt_jax.tokenizer import watch
 
 CONFIG = from_config_dict(base.get_config()).tokenizer
 HEALTHY = {"train/perplexity": 900.0, "train/commitment": 0.02, "train/quantization_error": 0.2, "train/adversarial_scale": 0.1,
-           "train/frame_loss": 0.8, "train/frame_real": 0.3, "train/frame_fake": -0.3,
-           "train/clip_loss": 0.8, "train/clip_real": 0.3, "train/clip_fake": -0.3}
+           "train/frame_loss": 0.8, "train/frame_logits/real": 0.3, "train/frame_logits/fake": -0.3,
+           "train/clip_loss": 0.8, "train/clip_logits/real": 0.3, "train/clip_logits/fake": -0.3}
 ONLY_VALIDATED = {"step": 5, "validation/psnr": 20.0}
 
 
@@ -35,7 +35,7 @@ def test_a_healthy_run_and_a_bad_moment_raise_no_alarm():
 
 @pytest.mark.parametrize("change, words", [
     ({"perplexity": 200.0}, "uses its codes as if there were 200.0 of 16384 .at best 900.0"),
-    ({"clip_loss": 0.01, "clip_real": 4.0}, "discriminator of clips has won .loss 0.010, mean logit 4.00 .* adversarial.learning_rate"),
+    ({"clip_loss": 0.01, "clip_logits/real": 4.0}, "discriminator of clips has won .loss 0.010, mean logit 4.00 .* adversarial.learning_rate"),
     ({"frame_loss": 0.01}, "discriminator of frames has won"),
     ({"quantization_error": 1.5}, "features run away from the codes .* commitment_weight"),
     ({"commitment": 3.0}, "commitment 3, at best 0.02"),

@@ -1,16 +1,24 @@
 """Attention against JAX's own, and its behaviour on padding and empty key sets."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mebt_jax.transformer.attention import attend, dropout
+from mebt_jax.transformer import attention, kernels
+from mebt_jax.transformer.attention import KeySet, attend as attend_sets, dropout
 
 
 def arrays(batch=3, queries=4, keys=5, heads=2, width=8):
     rng = np.random.default_rng(0)
     return tuple(jnp.asarray(rng.normal(size=(batch, n, heads, width)), jnp.float32) for n in (queries, keys, keys))
+
+
+def attend(query, key, value, valid):
+    """Attention to one set of keys."""
+    return attend_sets(query, [KeySet(key, value, valid)])
 
 
 def test_equals_the_library_function():
@@ -41,6 +49,18 @@ def test_padding_has_no_influence_and_no_gradient():
         np.testing.assert_array_equal(np.asarray(gradient)[~np.asarray(valid)], 0.0)
 
 
+def test_several_sets_are_attended_to_as_one():
+    query, key, value = arrays(keys=7)
+    valid = jnp.array([[True] * 7, [True, False, True, False, False, True, False], [False] * 7])
+    cut = [KeySet(key[:, part], value[:, part], valid[:, part]) for part in (slice(0, 4), slice(4, 4), slice(4, 7))]
+    whole, gradients = jax.value_and_grad(lambda q: jnp.sum(attend(q, key, value, valid) ** 2))(query)
+    ours, our_gradients = jax.value_and_grad(lambda q: jnp.sum(attend_sets(q, cut) ** 2))(query)
+    np.testing.assert_allclose(ours, whole, rtol=1e-6)
+    np.testing.assert_allclose(our_gradients, gradients, atol=1e-6)
+    np.testing.assert_allclose(attend_sets(query, [cut[0]._replace(valid=None), cut[2]._replace(valid=None)]),
+                               attend(query, key, value, None), atol=1e-6)
+
+
 def test_scores_are_float32_in_bfloat16():
     query, key, value = (x.astype(jnp.bfloat16) for x in arrays())
     out = attend(query, key, value, None)
@@ -58,3 +78,31 @@ def test_dropout_is_a_function_of_its_key_and_keeps_the_mean():
     assert set(np.unique(dropped)) == {np.float32(0.0), np.float32(1 / 0.75)}
     assert np.mean(dropped) == pytest.approx(1.0, abs=0.02)
     assert dropout(x, 0.25, None) is x and dropout(x, 0.0, jax.random.key(0)) is x
+
+
+@pytest.mark.slow
+def test_the_tpu_kernel_equals_the_sums():
+    query, key, value = arrays(batch=2, queries=128, keys=256, heads=2, width=64)
+    valid = jnp.stack([jnp.arange(256) % 3 != 0, jnp.zeros(256, bool)])  # the second clip has no valid key
+
+    def with_gradients(attention):
+        return jax.jit(jax.value_and_grad(lambda qkv: jnp.sum(attention(*qkv, valid) ** 2)))((query, key, value))
+
+    (ours, our_gradients), (theirs, their_gradients) = map(with_gradients, (
+        functools.partial(kernels.splash_attend, interpret=True), attend))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), our_gradients, their_gradients)
+    np.testing.assert_array_equal(kernels.splash_attend(query, key, value, valid, interpret=True)[1], 0.0)
+
+
+def test_a_program_for_tpus_uses_their_kernel(monkeypatch):
+    monkeypatch.setattr(attention, "platform", lambda: "tpu")
+    query, key, value = arrays(batch=2, queries=128, keys=128, heads=2, width=64)
+    sets = [KeySet(key, value, jnp.ones((2, 128), bool)), KeySet(key, value, None)]
+
+    def lowered(**dropout):
+        attend = jax.jit(lambda query: attend_sets(query, sets, **dropout))
+        return attend.trace(query).lower(lowering_platforms=("tpu",)).as_text()
+
+    assert "tpu_custom_call" in lowered()
+    assert "tpu_custom_call" not in lowered(dropout_rate=0.1, dropout_key=jax.random.key(0))  # of which it has none
