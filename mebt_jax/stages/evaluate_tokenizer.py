@@ -53,8 +53,9 @@ def run(config: Config, workdir: Path) -> None:
         clips = measured_clips.open_clips(config, workdir, split)
         name = measured_clips.SPLITS[split]
         worst = WorstClips(measured, mesh, min(config.evaluate.clips, len(clips)))
-        found |= numbers(name, measure_clips(pixels, worst, clips, config.evaluate.clips, size, 0), clips.text, protocol, config)
-        rows.append(report.Clips(f"Worst {name} clips", "Those with the lowest PSNR, each before its reconstruction.", worst.rows()))
+        through = measure_clips(pixels, worst, clips, config.evaluate.clips, size, 0)
+        found |= numbers(name, through, clips.text, protocol, config)
+        rows.append(report.Clips(f"Worst {name} clips", "With the lowest PSNR, each before its reconstruction.", worst.rows()))
 
     if jax.process_index() == 0:
         directory = workdir / FOLDER
@@ -96,7 +97,8 @@ class WorstClips:
 
 def numbers(split: str, clips: MeasuredClips, text: str, protocol: Protocol, config: Config) -> dict[str, Result]:
     """How near reconstructions come to the clips of a split, which `text` describes, and how the codes are used there."""
-    found = {f"{split}/{name}": mean(clips.measures[name], text) for name, text in DEFINITIONS.items() if name in clips.measures}
+    found = {f"{split}/{name}": mean(clips.measures[name], definition) for name, definition in DEFINITIONS.items()
+             if name in clips.measures}
     real, rebuilt = clips.measures[f"{COMPARED}/real"], clips.measures[f"{COMPARED}/rebuilt"]
     if len(real) > 1:
         distance = frechet_distance(rebuilt, real, protocol.unbiased)

@@ -271,8 +271,8 @@ def load_perceptual(config: Config, mesh: Mesh) -> nnx.State | None:
     if tokenizer.perceptual_weight == 0:
         return None
     if not tokenizer.lpips:
-        raise UserError(f"config.tokenizer.perceptual_weight is {tokenizer.perceptual_weight}, but the weights of LPIPS are not here: "
-                        f"fetch `lpips` and `vgg16` with mebt_jax.interop.fetch, convert them (docs/evaluation.md) and pass "
+        raise UserError(f"config.tokenizer.perceptual_weight is {tokenizer.perceptual_weight}, but the weights of LPIPS are not "
+                        f"here: fetch `lpips` and `vgg16` with mebt_jax.interop.fetch, convert them (docs/evaluation.md) and pass "
                         f"--config.tokenizer.lpips=DIR, or train without them by --config.tokenizer.perceptual_weight=0.")
     return jax.device_put(folders.load_network(Path(tokenizer.lpips), "lpips")[1], mesh_lib.replicated(mesh))
 

@@ -2,8 +2,9 @@
 learns not to be told.
 
 A step has two halves, after mebt/vqgan.py:95 (forward): first the tokenizer moves against fixed discriminators
-(`tokenizer_gradients`), then they move against what it now paints (`discriminator_loss`). In the official code both halves run from `start` on at full weight; what keeps the game stable here (warm-up, ramp, a
-share instead of a weight, LeCAM) is switched off by the paper's configs.
+(`tokenizer_gradients`), then they move against what it now paints (`discriminator_loss`). In the official code both halves run
+from `start` on at full weight; what keeps the game stable here (warm-up, ramp, a share instead of a weight, LeCAM) is switched
+off by the paper's configs.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Watches a tokenizer's training by the numbers that it logs, and says once what goes wrong and what to change.
 
-Three ends that users of such tokenizers report most: the codes collapse to a few, a discriminator wins and its gradient no longer
-tells the decoder anything, the features run away from the codes.
+Three ends that users of such tokenizers report most: the codes collapse to a few, a discriminator wins and its gradient no
+longer tells the decoder anything, the features run away from the codes.
 """
 
 import dataclasses
@@ -60,16 +60,16 @@ def _signs(watch: Watch, values: Mapping[str, float], config: TokenizerConfig, t
         loss = values.get(f"{name}_loss", math.inf)
         if loss < WON and values.get("adversarial_scale", 0.0) > 0:
             real, fake = values[f"{name}_logits/real"], values[f"{name}_logits/fake"]
-            found[name] = (f"the discriminator of {name}s has won (loss {loss:.3f}, mean logit {real:.2f} for real and {fake:.2f} for "
-                           f"reconstructed video): lower config.tokenizer.adversarial.learning_rate or raise its lecam_weight; "
+            found[name] = (f"the discriminator of {name}s has won (loss {loss:.3f}, mean logit {real:.2f} for real and {fake:.2f} "
+                           f"for reconstructed video): lower config.tokenizer.adversarial.learning_rate or raise its lecam_weight; "
                            f"config.tokenizer.checkpoint takes the checkpoint of step {config.adversarial.start}, from before, "
                            f"which is kept.")
     # Signs ("lfq") are far from features that are still small, and squashed features ("fsq") cannot run away.
     astray = config.quantizer in ("ema", "gradient") and error > ASTRAY
     if astray or commitment > RUNAWAY * watch.commitment:
-        found["commitment"] = (f"the features run away from the codes (commitment {commitment:.3g}, at best {watch.commitment:.3g}, and "
-                               f"{error:.2f} of the features' variance): raise config.tokenizer.commitment_weight, or lower "
-                               f"config.tokenizer.training.learning_rate or codebook_decay.")
+        found["commitment"] = (f"the features run away from the codes (commitment {commitment:.3g}, at best "
+                               f"{watch.commitment:.3g}, and {error:.2f} of the features' variance): raise "
+                               f"config.tokenizer.commitment_weight, or lower its training.learning_rate or codebook_decay.")
     return found
 
 

@@ -10,8 +10,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiler")]
 RUN = {"mesh__data": 1, "tokenizer__training__steps": 60, "tokenizer__training__log_every": 4,
        "tokenizer__training__validate_every": 1000, "tokenizer__training__checkpoint_every": 1000,
        "tokenizer__restart_threshold": 0.0, "tokenizer__training__clip_norm": 0.0}
-OPPOSED = {"tokenizer__adversarial__clip_weight": 1.0, "tokenizer__adversarial__channels": 8, "tokenizer__adversarial__layers": 2,
-           "tokenizer__adversarial__start": 4, "tokenizer__adversarial__warmup": 4, "tokenizer__adversarial__ramp": 1}
+OPPOSED = {f"tokenizer__adversarial__{name}": value for name, value in {
+    "clip_weight": 1.0, "channels": 8, "layers": 2, "start": 4, "warmup": 4, "ramp": 1}.items()}
 FAILURES = {
     # Nothing holds the features at their codes, and the codes cannot follow.
     "run away from the codes": {"tokenizer__commitment_weight": 0.0, "tokenizer__codebook_decay": 0.9999,
