@@ -71,7 +71,7 @@ def test_the_whole_tokenizer_recipe_takes_a_step_at_full_size():
     step = functools.partial(tokenizer_stage.train_step, parts=parts, config=config.tokenizer, opposed=True)
     after, metrics = jax.eval_shape(step, state, video, key, perceptual)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
-    assert {"l1", "commitment", "perceptual", "adversarial", "feature_matching", "frame_real", "clip_fake"} <= set(metrics)
+    assert {"l1", "commitment", "perceptual", "adversarial", "feature_matching", "frame_logits/real", "clip_logits/fake"} <= set(metrics)
     assert all(value.shape == () for value in metrics.values())
 
 

@@ -5,18 +5,14 @@ import signal
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from tiny_config import tiny_config
 from training_runs import LONG_TOKENIZER, Command
 
 from mebt_jax.config import from_config_dict
 from mebt_jax.errors import UserError
-from mebt_jax.runtime import mesh as mesh_lib
-from mebt_jax.runtime.optimizers import make_optimizer
-from mebt_jax.runtime.train_state import create_sharded, new_state
+from mebt_jax.runtime import checkpoints, mesh as mesh_lib
+from mebt_jax.runtime.train_state import create_sharded
 from mebt_jax.stages import data, tokenizer as stage
-from mebt_jax.tokenizer import quantizers
-from mebt_jax.tokenizer.autoencoder import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -73,7 +69,9 @@ def test_a_run_that_was_stopped_and_killed_ends_like_one_that_was_not(tokenizer_
     assert "going on from step" in command.run()
     assert command.record() == tokenizer_run.record()
     assert 7 in command.steps() & tokenizer_run.steps(), "the checkpoint before the adversarial phase is kept"
-    opposed = [line for line in command.record()[0] if "train/clip_real" in line]
+    before = checkpoints.find_checkpoints(command.workdir / "tokenizer" / "checkpoints" / "7", "tokenizer")
+    assert checkpoints.read_meta(before)["step"] == 7
+    opposed = [line for line in command.record()[0] if "train/clip_logits/real" in line]
     assert opposed[0]["step"] == 6 and opposed[0]["train/adversarial_scale"] == 0 < opposed[-1]["train/adversarial_scale"]
 
 
