@@ -8,10 +8,10 @@ import numpy as np
 
 from mebt_jax.config import Config
 from mebt_jax.data import measured_clips
-from mebt_jax.metrics import codes as code_metrics, protocols, report, results
+from mebt_jax.metrics import codes as code_metrics, protocols, report, results, statistics
 from mebt_jax.metrics.frechet import frechet_distance
 from mebt_jax.metrics.protocols import ClipForm, Protocol
-from mebt_jax.metrics.results import Result, mean, number
+from mebt_jax.metrics.results import Result, mean
 from mebt_jax.metrics.statistics import Estimate
 from mebt_jax.runtime import mesh as mesh_lib, pictures, workdir as workdir_lib
 from mebt_jax.runtime.mesh import on_host
@@ -108,10 +108,11 @@ def numbers(split: str, clips: MeasuredClips, text: str, protocol: Protocol, con
             protocol.describe(len(real), ClipForm(config.data.frames, config.data.resolution, config.data.frame_stride), 1,
                               f"{text}, each against itself"))
     codes = config.tokenizer.codes
-    counts = code_metrics.count_codes(clips.codes, codes)
-    for name, value, text in (
-            ("usage", code_metrics.usage(counts), f"share of the {codes} codes that occur"),
-            ("dead_codes", float((counts == 0).sum()), f"codes of {codes} that never occur in {clips.codes.size} tokens"),
-            ("perplexity", code_metrics.perplexity(counts), "exp(entropy) of the code frequencies")):
-        found[f"{split}/{name}"] = number(value, text, len(clips.codes))
+    for name, measure, definition in (
+            ("usage", code_metrics.usage, f"share of the {codes} codes that occur"),
+            ("dead_codes", lambda counts: float((counts == 0).sum()),
+             f"codes of {codes} that never occur in {clips.codes.size} tokens"),
+            ("perplexity", code_metrics.perplexity, "exp(entropy) of the code frequencies")):
+        estimate = statistics.of_samples(lambda some: measure(code_metrics.count_codes(some, codes)), clips.codes, biased=None)
+        found[f"{split}/{name}"] = Result(estimate, definition)
     return found
