@@ -1,5 +1,6 @@
 """Part of the fifth stage: measures a tokenizer alone, in a workdir in which no transformer is trained yet."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from mebt_jax.metrics import codes as code_metrics, protocols, report, results, 
 from mebt_jax.metrics.frechet import frechet_distance
 from mebt_jax.metrics.protocols import ClipForm, Protocol
 from mebt_jax.metrics.results import Result, mean
-from mebt_jax.metrics.statistics import Estimate
 from mebt_jax.runtime import mesh as mesh_lib, pictures, workdir as workdir_lib
 from mebt_jax.runtime.mesh import on_host
 from mebt_jax.stages import feature_networks
@@ -101,18 +101,18 @@ def numbers(split: str, clips: MeasuredClips, text: str, protocol: Protocol, con
              if name in clips.measures}
     real, rebuilt = clips.measures[f"{COMPARED}/real"], clips.measures[f"{COMPARED}/rebuilt"]
     if len(real) > 1:
-        distance = frechet_distance(rebuilt, real, protocol.unbiased)
+        form = ClipForm(config.data.frames, config.data.resolution, config.data.frame_stride)
+        distance = statistics.of_samples(lambda after, before: frechet_distance(after, before, protocol.unbiased), rebuilt, real)
         found[f"{split}/reconstruction_frechet"] = Result(
-            Estimate(distance, len(real), 1, real_floor=0.0, real_floor_count=len(real)),
+            dataclasses.replace(distance, real_floor=0.0, real_floor_count=len(real)),  # clips that come out as they went in
             f"{protocol.measure} of reconstructions and the same clips before; on I3D features this is rFVD",
-            protocol.describe(len(real), ClipForm(config.data.frames, config.data.resolution, config.data.frame_stride), 1,
-                              f"{text}, each against itself"))
-    codes = config.tokenizer.codes
-    for name, measure, definition in (
-            ("usage", code_metrics.usage, f"share of the {codes} codes that occur"),
-            ("dead_codes", lambda counts: float((counts == 0).sum()),
-             f"codes of {codes} that never occur in {clips.codes.size} tokens"),
-            ("perplexity", code_metrics.perplexity, "exp(entropy) of the code frequencies")):
-        estimate = statistics.of_samples(lambda some: measure(code_metrics.count_codes(some, codes)), clips.codes, biased=None)
+            protocol.describe(len(real), form, 1, f"{text}, each against itself"))
+    vocabulary = config.tokenizer.codes
+    for name, measure, biased, definition in (
+            ("usage", code_metrics.usage, None, f"share of the {vocabulary} codes that occur"),
+            ("dead_codes", code_metrics.dead, None, f"codes of {vocabulary} that never occur in {clips.codes.size} tokens"),
+            ("perplexity", code_metrics.perplexity, True, "exp(entropy) of the code frequencies")):
+        estimate = statistics.of_samples(lambda codes, of=measure: of(code_metrics.count_codes(codes, vocabulary)), clips.codes,
+                                         biased=biased)
         found[f"{split}/{name}"] = Result(estimate, definition)
     return found

@@ -35,6 +35,9 @@ def config(loss="hinge"):
     return dataclasses.replace(tokenizer, compression=(2, 4, 4), hidden=16, codes=32, code_width=8)
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def official():
     """(graphdef, parameters, codebook, discriminators) with the weights of the vectors."""

@@ -42,9 +42,11 @@ ADVERSARIAL = {f"tokenizer__adversarial__{name}": value for name, value in {
     "frame_weight": 1.0, "clip_weight": 1.0, "channels": 8, "layers": 1, "start": 0, "warmup": 0, "ramp": 2}.items()}
 
 
-def test_losses_do_not_depend_on_the_mesh_and_parameters_really_split():
-    single, _ = train(3, mesh__data=1, **ADVERSARIAL)
-    losses, state = train(3, mesh__data=2, mesh__fsdp=4, **ADVERSARIAL)
+@pytest.mark.parametrize("overrides", [pytest.param({}, id="plain"),
+                                       pytest.param(ADVERSARIAL, id="adversarial", marks=pytest.mark.slow)])
+def test_losses_do_not_depend_on_the_mesh_and_parameters_really_split(overrides):
+    single, _ = train(3, mesh__data=1, **overrides)
+    losses, state = train(3, mesh__data=2, mesh__fsdp=4, **overrides)
     np.testing.assert_allclose(losses, single, rtol=1e-5, atol=1e-5)
     arrays = jax.tree.leaves((state.params, state.ema, state.opt_state, state.adversary))
     split = [leaf for leaf in arrays if leaf.size >= 512 and leaf.ndim > 1]

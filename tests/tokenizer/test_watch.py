@@ -36,9 +36,9 @@ def test_a_healthy_run_and_a_bad_moment_raise_no_alarm():
 @pytest.mark.parametrize("change, words", [
     ({"perplexity": 200.0}, "uses its codes as if there were 200.0 of 16384 .at best 900.0"),
     ({"clip_loss": 0.01, "clip_logits/real": 4.0},
-     "discriminator of clips has won .loss 0.010, mean logit 4.00 .* adversarial.learning_rate"),
+     "discriminator of clips has won .loss 0.010, mean logit 4.00 .*adversarial.learning_rate"),
     ({"frame_loss": 0.01}, "discriminator of frames has won"),
-    ({"quantization_error": 1.5}, "features run away from the codes .* commitment_weight"),
+    ({"quantization_error": 1.5}, "features run away from the codes .*commitment_weight"),
     ({"commitment": 3.0}, "commitment 3, at best 0.02"),
 ])
 def test_what_goes_wrong_is_said_once(change, words):
