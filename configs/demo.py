@@ -75,6 +75,8 @@ def get_config() -> ConfigDict:
     config.sample.revise_temperature = 0.2
     config.sample.frames_per_second = 8.0
     config.evaluate.clips = 64
+    # As many as a training step takes: its programs that check on training are then the ones that measure, compiled already.
+    config.evaluate.batch_size = 32
     config.evaluate.window = 8
     config.evaluate.window_every = 4
     # A clip this small gains nothing from a second device.

@@ -118,7 +118,7 @@ def sampling(config: Config, mesh: Mesh) -> list[Program]:
         traced = decode.run_pass.trace(
             graphdef, params, state, keys, jax.eval_shape(functools.partial(decode.pass_inputs, 0, one)), kind=one.kind,
             sizes=sizes, by_confidence=one.kind == DRAFT and plan.order == "confidence", num_known=plan.num_known,
-            partitions=plan.partitions, top_k=plan.top_k, top_p=plan.top_p, block=config.transformer.loss_block, sharding=batch)
+            partitions=plan.partitions, top_k=plan.top_k, top_p=plan.top_p, block=decode.LOGITS_BLOCK, sharding=batch)
         useful = cost.pass_flops(config.transformer, config.tokenizer.codes, one, sizes, plan.num_tokens, plain=False)
         made.append(Program(f"{one.kind} pass of {sizes.targets} targets", mesh, traced,
                             matrix_flops(traced.jaxpr.jaxpr), useful * sample.batch_size, sample.batch_size, field, resident,

@@ -1,4 +1,4 @@
-"""From sources of records to batches of clips, with grain. Last file of the data room; the training loops call it.
+"""From sources of records to batches of clips, with grain; the training loops call it.
 
 The order of the clips and the place of each window are pure functions of (config.data.seed, global clip number), whatever
 the number of hosts, threads or workers. So the whole state of an iterator is the number of the next clip.
@@ -22,9 +22,9 @@ from mebt_jax.errors import UserError
 
 # Batches made ahead. grain's own default of 500 would hold tens of gigabytes of 128-frame clips.
 BATCHES_AHEAD = 4
-# Which part of every batch a host reads, and of how many (`runtime.mesh.host_share`).
-Share = tuple[int, int]
-WHOLE: Share = (0, 1)
+# Which parts of every batch a host reads, and of how many even ones (`runtime.mesh.host_share`).
+Share = tuple[tuple[int, ...], int]
+WHOLE: Share = ((0,), 1)
 # Below this number of records grain's own shuffle takes longer than decoding a clip: it walks through a fixed range until it
 # meets a number in the set, 25 ms over the number of records for each clip (grain 0.2.18).
 FEW_RECORDS = 1000
@@ -34,7 +34,7 @@ class BatchIterator:
     """Endless training batches: `next()` -> {"video": uint8 [b, F, H, W, 3]}, this host's share of the global batch, or
     {"codes": int32 [b, T, h, w]} of sources of tokens. F is 1 in batches of images.
 
-    Share h of n is the rows h * b to (h + 1) * b of the global batch, b = batch_size / n.
+    Part p of n is the rows p * b to (p + 1) * b of the global batch, b = batch_size / n.
     """
 
     def __init__(self, batches: grain.MapDataset, batch_size: int, workers: int):
@@ -65,7 +65,7 @@ class BatchIterator:
         if rest:
             raise UserError(f"This run has used {state['next_clip']} training clips, which the batch size "
                             f"{self._batch_size} does not divide; go on with the batch size it had.")
-        self._iterator = _read(self._batches.slice(slice(self._next_batch, sys.maxsize)), self._workers)
+        self._iterator = read(self._batches.slice(slice(self._next_batch, sys.maxsize)), self._workers)
 
 
 class Shuffled:
@@ -136,20 +136,23 @@ def train_batches(sources: Sources, config: Config, batch_size: int, share: Shar
     """
     data = config.data
     videos = _mix(sources, "train", lambda i, records: endless(records, data.frames, data.frame_stride, data.seed + i))
-    batches = _shared(videos, batch_size, share)
+    batches = shared(videos, batch_size, share)
     if sources.images:
         images = _mix(sources.images, "train", lambda i, records: endless(records, 1, 1, data.seed + i))
-        batches = grain.MapDataset.mix([batches, _shared(images, batch_size, share)], [sources.weight, sources.images.weight])
+        batches = grain.MapDataset.mix([batches, shared(images, batch_size, share)], [sources.weight, sources.images.weight])
     return BatchIterator(batches, batch_size, data.workers)
 
 
 def endless(records: Sequence[dict], frames: int, stride: int, seed: int) -> grain.MapDataset:
     """Clips at random places of shuffled records, epoch after epoch."""
+    return shuffled(records, seed).random_map(RandomWindow(frames, stride))
+
+
+def shuffled(records: Sequence, seed: int) -> grain.MapDataset:
+    """The records in the order of training, epoch after epoch."""
     if len(records) < FEW_RECORDS:
-        dataset = grain.MapDataset.source(Shuffled(records, seed)).seed(seed)
-    else:
-        dataset = grain.MapDataset.source(records).seed(seed).shuffle().repeat(None)
-    return dataset.random_map(RandomWindow(frames, stride))
+        return grain.MapDataset.source(Shuffled(records, seed)).seed(seed)
+    return grain.MapDataset.source(records).seed(seed).shuffle().repeat(None)
 
 
 def validation_batches(
@@ -170,7 +173,7 @@ def validation_batches(
         window = CentreWindow(frames, stride)
         dataset = _mix(sources, "validation", lambda _, records: grain.MapDataset.source(records).map(window).repeat(None))
         number = min(num_batches, max(1, len(sources.validation) // batch_size))
-        return iter(_read(_shared(dataset[: number * batch_size], batch_size, share), workers=0))
+        return iter(read(shared(dataset[: number * batch_size], batch_size, share), workers=0))
 
     of_images = batches(sources.images, 1, 1) if sources.images else ()
     return itertools.chain(batches(sources, data.frames, data.frame_stride), of_images)
@@ -192,15 +195,35 @@ def _windows(record: dict, frames: int, stride: int) -> int:
     return len(record["frames" if "frames" in record else "video"]) - clips.span(frames, stride) + 1
 
 
-def _shared(dataset: grain.MapDataset, batch_size: int, share: Share) -> grain.MapDataset:
+class _RowsOfHost(grain.MapDataset):
+    """The rows of each batch that a host reads, one batch after the other."""
+
+    def __init__(self, dataset: grain.MapDataset, batch_size: int, rows: np.ndarray):
+        super().__init__(dataset)
+        self._batch_size, self._rows = batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index % len(self), len(self._rows))
+        return self._parent[batch * self._batch_size + int(self._rows[row])]
+
+
+def shared(dataset: grain.MapDataset, batch_size: int, share: Share) -> grain.MapDataset:
     """Element k of the result is this host's share of global batch k; the other shares are never made."""
-    index, shares = share
-    if batch_size % shares:
-        raise UserError(f"The batch of {batch_size} clips does not divide among {shares} hosts; use a multiple of {shares}.")
-    return dataset.batch(batch_size // shares)[index::shares]
+    parts, number = share
+    if batch_size % number:
+        raise UserError(f"The batch of {batch_size} clips does not divide into {number} parts, one for each device or group of "
+                        f"devices; use a multiple of {number}.")
+    rows = np.arange(batch_size).reshape(number, -1)[list(parts)].reshape(-1)
+    return _RowsOfHost(dataset, batch_size, rows).batch(len(rows))
 
 
-def _read(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, np.ndarray]]:
+def read(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """The batches in order, made ahead by threads, or by `workers` processes."""
     threads = min(BATCHES_AHEAD, os.cpu_count() or 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=BATCHES_AHEAD)
     dataset = batches.to_iter_dataset(options)

@@ -148,11 +148,14 @@ def frame_size(video: Video) -> tuple[int, int]:
 
 
 def frames_per_second(video: Video) -> float:
-    """Average rate of a video file; 0.0 where it is not known, as for image files."""
+    """Average rate of a video file; 0.0 where it is not known, as for image files and files that cannot be opened."""
     if video.is_frames:
         return 0.0
-    with av.open(str(video.files[0])) as container:
-        return float(container.streams.video[0].average_rate or 0)
+    try:
+        with av.open(str(video.files[0])) as container:
+            return float(container.streams.video[0].average_rate or 0) if container.streams.video else 0.0
+    except av.FFmpegError:
+        return 0.0
 
 
 def upright(image: np.ndarray, display_matrix: bytes) -> np.ndarray:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mebt_jax.metrics.i3d import max_pool
-from mebt_jax.metrics.resize import resize
+from mebt_jax.metrics.resize import check_bytes, resize
 from mebt_jax.tokenizer.convolutions import convolve, draw_kernel
 
 FRAMES = 16
@@ -32,6 +32,7 @@ def c3d_features(network: "C3D", video: jax.Array) -> jax.Array:
     Note: frames are stretched to 112x112 with aligned corners, and values go from [-1, 1] to 128 + 128 x, not 127.5 + 127.5 x
     (c3d_ucf101.py:58).
     """
+    check_bytes(video)
     if video.shape[1] != FRAMES:
         raise ValueError(f"C3D needs clips of {FRAMES} frames, not {video.shape[1]}")
     pixels = resize(video, RESOLUTION, "aligned") * (128 / 127.5)  # [B, 16, 112, 112, 3]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from mebt_jax.metrics.resize import resize
+from mebt_jax.metrics.resize import check_bytes, resize
 from mebt_jax.tokenizer.convolutions import Size, convolve, draw_kernel
 from mebt_jax.tokenizer.norms import BatchNorm
 
@@ -40,6 +40,7 @@ def i3d_logits(network: "I3D", video: jax.Array, *, resize_rule: str = "half_pix
         video: any size; frames are stretched to 224x224.
         resize_rule: see `metrics.resize`; "half_pixel" is mebt/fvd/fvd.py:18, "corner" the original FVD code.
     """
+    check_bytes(video)
     return network(resize(video, RESOLUTION, resize_rule) * (2 / 255) - 1)
 
 

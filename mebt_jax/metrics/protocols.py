@@ -12,6 +12,18 @@ WEIGHT_FREE = "weight-free"
 
 
 @dataclasses.dataclass(frozen=True)
+class ClipForm:
+    """What a clip is, as far as it moves a distance: its length, its size, and which frames of its video it takes."""
+
+    frames: int
+    side: int  # pixels of the square
+    stride: int
+
+    def __str__(self) -> str:
+        return f"{self.frames} frames of {self.side}x{self.side}{f', one of every {self.stride}' if self.stride > 1 else ''}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Protocol:
     """All that decides the value of a Frechet or kernel distance, but for the clips themselves."""
 
@@ -22,9 +34,8 @@ class Protocol:
     unbiased: bool = True  # covariance over N - 1, or over N
     clips: int = 0  # N on each side; 0: as many as both sides have
     repeats: int = 1  # independent sets of N generated clips
-    reals: str = "validation"  # split that the real clips are from: "train" or "validation"
+    reals: str = "validation"  # split that the real clips are from: "train", "validation", or "data": as the set's papers do
     mirrored: bool = False  # every second real clip is mirrored, as if drawn from a set that holds each twice
-    start: str = "random"  # of the one clip from each longer real video: "random" (by its name) or "first"
 
     @property
     def needs_weights(self) -> bool:
@@ -35,18 +46,18 @@ class Protocol:
         """Name of the distance; weight-free features never go by the name of FVD."""
         return "FVD" if self.network == "i3d" else "random-features Frechet distance (not FVD)"
 
-    def describe(self, count: int, frames: int, repeats: int, reals: str) -> str:
+    def describe(self, count: int, form: ClipForm, repeats: int, reals: str) -> str:
         """The string that stands in every result file and plot: what was done, with N, and which clips the reals are."""
         if self.network == "i3d":
             features = f"I3D K400 logits, BatchNorm eps {self.epsilon:g}, {self.resize} bilinear to 224"
         else:
             features = "random 3D convolutions"
         covariance = "N-1" if self.unbiased else "N"
-        return (f"{self.name}: {self.measure}, {features}, covariance over {covariance}, {frames} frames, N={count} a side, "
+        return (f"{self.name}: {self.measure}, {features}, covariance over {covariance}, {form}, N={count} a side, "
                 f"{repeats} repeat{'s' * (repeats != 1)}, reals: {reals}{', half of them mirrored' * self.mirrored}")
 
 
-_MEBT = Protocol("mebt-paper", "i3d", epsilon=1e-5, clips=2048, repeats=10)
+_MEBT = Protocol("mebt-paper", "i3d", epsilon=1e-5, clips=2048, repeats=10, reals="data")
 
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (
     # No download: for comparing runs on the same data at the same N, and for tests of everything around the network.
@@ -55,8 +66,8 @@ PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (
     Protocol("i3d", "i3d", resize="corner"),
     # google-research/frechet_video_distance with tf-hub deepmind/i3d-kinetics-400/1. It fixes no N and no split.
     Protocol("tf-reference", "i3d", resize="corner", clips=2048, reals="train"),
-    # The paper's script: 2,048 clips ten times at 16 frames, 512 five times at 128; UCF-101 reals from train, Sky and Taichi
-    # from test (see `for_data`).
+    # The paper's scripts: 2,048 clips ten times at 16 frames, 512 five times at 128 (see `for_data`); UCF-101 reals from train,
+    # Sky and Taichi from test (data/official.py).
     _MEBT,
     Protocol("tats", "i3d", epsilon=1e-5, clips=2048, reals="train"),
     Protocol("styleganv", "i3d", unbiased=False, clips=2048, reals="train", mirrored=True),
@@ -66,8 +77,8 @@ PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (
 )}
 
 
-def for_data(name: str, source: str, frames: int) -> Protocol:
-    """The protocol of that name for a data set of config.data.source with clips of `frames` frames.
+def for_data(name: str, real_split: str, frames: int) -> Protocol:
+    """The protocol of that name for clips of `frames` frames of a set whose papers take their reals from `real_split`.
 
     Raises:
         UserError: there is none of that name.
@@ -77,10 +88,10 @@ def for_data(name: str, source: str, frames: int) -> Protocol:
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(PROTOCOLS)}."
         raise UserError(f"config.evaluate.protocol {name!r} is not known; {hint}")
     protocol = PROTOCOLS[name]
-    if name == _MEBT.name:
-        changes = {"reals": "train"} if source == "ucf101" else {}
-        changes |= {"clips": 512, "repeats": 5} if frames >= 128 else {}
-        protocol = dataclasses.replace(protocol, **changes)
+    if protocol.reals == "data":
+        protocol = dataclasses.replace(protocol, reals=real_split)
+    if name == _MEBT.name and frames >= 128:
+        protocol = dataclasses.replace(protocol, clips=512, repeats=5)
     return protocol
 
 

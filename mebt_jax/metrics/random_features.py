@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mebt_jax.metrics.resize import check_bytes
+
 NAME = "random-features Frechet distance"
 CHANNELS = (16, 32, 64)
 SEED = 0
@@ -19,6 +21,7 @@ def random_features(video: jax.Array) -> jax.Array:
     Three layers of 3x3x3 convolution, stride 2 on every axis, and ReLU, with weights N(0, 2 / fan-in) of a fixed seed;
     from each layer the mean and the standard deviation of every channel over time and space. Highest matmul precision.
     """
+    check_bytes(video)
     x = video.astype(jnp.float32) / 127.5 - 1.0
     draws = np.random.RandomState(SEED)  # the one NumPy stream that is promised never to change
     pooled = []

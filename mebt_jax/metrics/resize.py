@@ -42,3 +42,9 @@ def _weights(inputs: int, outputs: int, rule: str) -> np.ndarray:
     np.add.at(weights, (np.arange(outputs), below), 1 - share)
     np.add.at(weights, (np.arange(outputs), np.minimum(below + 1, inputs - 1)), share)
     return weights
+
+
+def check_bytes(video: jax.Array) -> None:
+    """Raises ValueError unless clips are uint8 [B, F, H, W, 3]: floats in [0, 1] or [-1, 1] would pass and score anything."""
+    if video.dtype != jnp.uint8 or video.ndim != 5 or video.shape[-1] != 3:
+        raise ValueError(f"features are of uint8 clips [B, F, H, W, 3], not of {video.dtype} {video.shape}")

@@ -1,20 +1,19 @@
 """A measured number with all that belongs to it: definition, protocol, noise, floor; as JSON and as a table."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mebt_jax.config import EvaluateConfig
 from mebt_jax.metrics import statistics
-from mebt_jax.metrics.extraction import windows
 from mebt_jax.metrics.frechet import frechet_distance
 from mebt_jax.metrics.inception import inception_score
 from mebt_jax.metrics.kernel import polynomial_mmd
 from mebt_jax.metrics.neighbours import NEIGHBOURS, manifold
-from mebt_jax.metrics.protocols import Protocol
+from mebt_jax.metrics.protocols import ClipForm, Protocol
 from mebt_jax.metrics.statistics import Estimate
+from mebt_jax.runtime import pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,20 +32,21 @@ class Result:
         return {name: value for name, value in fields.items() if value not in (None, "")}
 
 
-def number(value: float, definition: str, count: int) -> Result:
-    """A number without noise of its own, from `count` samples."""
-    return Result(Estimate(float(value), count, repeats=1), definition)
+def mean(values: np.ndarray, definition: str, real: np.ndarray | None = None) -> Result:
+    """Mean over the finite ones of independent values [n], which no number of samples biases; not a number if there are none.
 
-
-def mean(values: np.ndarray, definition: str) -> Result:
-    """Mean over the finite ones of independent values [n]; not a number if there are none."""
+    Args:
+        real: the same of other real clips, to stand beside it.
+    """
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)]
     value = float(values.mean()) if len(values) else float("nan")
-    return Result(Estimate(value, len(values), repeats=1, standard_error=statistics.standard_error(values)), definition)
+    floor = None if real is None else mean(real, "").estimate
+    return Result(Estimate(value, len(values), 1, statistics.standard_error(values), value,
+                           floor.value if floor and floor.count else None, floor.count if floor else 0), definition)
 
 
-def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real: np.ndarray | None, frames: int, what: str,
+def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real: np.ndarray | None, form: ClipForm, what: str,
               reals: str) -> dict[str, Result]:
     """Frechet and kernel distance, precision, recall, density and coverage of generated against real features [., D].
 
@@ -54,7 +54,7 @@ def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real
         protocol: names every choice; its N, or as many as both sides have.
         fake, real: rows by clip.
         other_real: more real features, disjoint from `real`, for the floor; see `statistics.distance`.
-        frames: of the clips, for the string.
+        form: of the clips, for the string.
         what: of the generated clips, such as "generated"; starts the names, as in "generated/frechet".
         reals: which clips the real ones are, for the string.
 
@@ -76,7 +76,7 @@ def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real
     found = {}
     for name, (measure, biased, definition) in measured.items():
         estimate = statistics.distance(measure, fake, real, other_real, count, protocol.repeats, biased)
-        text = protocol.describe(count, frames, estimate.repeats, reals)
+        text = protocol.describe(count, form, estimate.repeats, reals)
         found[f"{what}/{name}"] = Result(estimate, definition, text)
     if count > NEIGHBOURS:
         shares = dataclasses.asdict(manifold(real[:count], fake[:count]))
@@ -88,47 +88,61 @@ def distances(protocol: Protocol, fake: np.ndarray, real: np.ndarray, other_real
         if count // 2 > NEIGHBOURS:
             halves = statistics.half_values(lambda x, y: dataclasses.astuple(manifold(y, x)), fake[:count], real[:count])
             errors = dict(zip(shares, np.std(halves, axis=0).tolist()))
+        if other_real is not None and len(other_real) >= count:
+            one, other = real[:count], other_real[:count]
+        else:
+            one, other = real[:count // 2], real[count // 2:2 * (count // 2)]
+        floor = dataclasses.asdict(manifold(one, other)) if len(one) > NEIGHBOURS else {}
         for name, value in shares.items():
-            floor = None
-            if other_real is not None and len(other_real) >= count:
-                floor = getattr(manifold(real[:count], other_real[:count]), name)
-            estimate = Estimate(value, count, 1, errors.get(name), real_floor=floor, real_floor_count=count)
-            found[f"{what}/{name}"] = Result(estimate, definitions[name], protocol.describe(count, frames, 1, reals))
+            # No limit: how a share of k-th neighbours changes with N is no law that is known.
+            estimate = Estimate(value, count, 1, errors.get(name), real_floor=floor.get(name), real_floor_count=len(one))
+            found[f"{what}/{name}"] = Result(estimate, definitions[name], protocol.describe(count, form, 1, reals))
     return found
 
 
-def window_curve(protocol: Protocol, fake: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray], config: EvaluateConfig,
-                 frames: int, reals: str) -> dict[str, Any]:
+def window_curve(protocol: Protocol, fake: np.ndarray | None, real: np.ndarray | None, other_real: np.ndarray | None,
+                 starts: Sequence[int], form: ClipForm, reals: str) -> dict[str, Any]:
     """The distance of each window of generated clips to the first window of real ones, as JSON; {} for short clips.
 
     Args:
-        fake, real: features by network, of which "windows" [n, windows, D] are used, if they are there.
-        frames: of the clips.
+        fake: features of each window [n, windows, D]; None where clips are no longer than a window.
+        real, other_real: of the first window of real clips [n, 1, D]; see `distances`.
+        starts: first frame of each window.
+        form: of a window.
         reals: see `distances`.
     """
-    if "windows" not in fake or min(len(fake["windows"]), len(real["windows"])) < 2:
+    if fake is None or real is None or min(len(fake), len(real)) < 2:
         return {}
-    count = min(protocol.clips or len(fake["windows"]), len(fake["windows"]), len(real["windows"]))
-    first = real["windows"][:count, 0]
-    values = [frechet_distance(fake["windows"][:count, w], first, protocol.unbiased) for w in range(fake["windows"].shape[1])]
+    count = min(protocol.clips or len(fake), len(fake), len(real))
+
+    def frechet(x: np.ndarray, y: np.ndarray) -> float:
+        return frechet_distance(x, y, protocol.unbiased)
+
+    others = None if other_real is None else other_real[:, 0]
+    found = [statistics.distance(frechet, fake[:, w], real[:, 0], others, count, protocol.repeats) for w in range(len(starts))]
+    numbers = {name: [getattr(one, name) for one in found] for name in ("value", "standard_error", "at_infinity", "real_floor")}
     return {"over_time": {
-        "first_frame": windows(frames, config.window, config.window_every), "value": values, "count": count,
-        "definition": f"{protocol.measure} of each window of {config.window} frames of generated clips and the first window of "
+        "first_frame": list(starts), **numbers, "count": count, "repeats": found[0].repeats,
+        "real_floor_count": found[0].real_floor_count,
+        "definition": f"{protocol.measure} of each window of {form.frames} frames of generated clips and the first window of "
                       f"real ones (Figure 7 of the paper shows it less its first value)",
-        "protocol": protocol.describe(count, config.window, 1, reals)}}
+        "protocol": protocol.describe(count, form, found[0].repeats, reals)}}
 
 
 def curve_points(curve: Mapping[str, Any]) -> list[dict[str, float]]:
     """What `pictures.curves` draws of a `window_curve`."""
-    return [{"step": first, "distance of the window": value}
-            for first, value in zip(curve["over_time"]["first_frame"], curve["over_time"]["value"])]
+    over_time, what = curve["over_time"], "distance of the window"
+    columns = {"step": "first_frame", f"generated/{what}": "value", f"generated/{what}{pictures.ERROR}": "standard_error",
+               f"real clips/{what}": "real_floor"}
+    return [{name: over_time[column][w] for name, column in columns.items() if over_time[column][w] is not None}
+            for w in range(len(over_time["first_frame"]))]
 
 
 def inception(fake: np.ndarray, real: np.ndarray) -> dict[str, Result]:
-    """Inception Score of generated clips from their logits [n, V], with that of real clips beside it."""
-    halves = statistics.half_values(lambda x, y: inception_score(x)[0], fake, fake) if len(fake) > 3 else []
-    estimate = Estimate(inception_score(fake)[0], len(fake), 1, statistics.jackknife_error(halves), None,
-                        inception_score(real)[0], len(real))
+    """Inception Score of generated clips from their logits [n, V], with that of as many real clips beside it."""
+    estimate = statistics.of_samples(lambda logits: inception_score(logits)[0], fake)
+    real = real[:len(fake)]
+    estimate = dataclasses.replace(estimate, real_floor=inception_score(real)[0], real_floor_count=len(real))
     return {"generated/inception": Result(estimate, "Inception Score: C3D fine-tuned on UCF-101, first 16 frames, one split",
                                           f"tgan2: C3D UCF-101, N={len(fake)}, 1 split")}
 

@@ -38,7 +38,7 @@ def distance(measure: Distance, fake: np.ndarray, real: np.ndarray, other_real: 
         real: [>= N, D]; the first N are used.
         other_real: disjoint real features for the floor; without them `real` beyond its first N, or else its halves.
         count: 0 stands for as many as both sides have.
-        biased: whether the value falls as 1/N, as the Frechet distance does; only then has it a limit to extrapolate to.
+        biased: whether the value falls as 1/N, as the Frechet distance does; else it is its own limit.
 
     Raises:
         ValueError: a side has fewer than N rows. Rows are never repeated.
@@ -52,12 +52,34 @@ def distance(measure: Distance, fake: np.ndarray, real: np.ndarray, other_real: 
     value = float(np.mean(values))
     halves = half_values(measure, sets[0], real) if count >= 4 else []
     error = standard_error(values) if len(sets) > 1 else jackknife_error(halves)
-    at_infinity = None
-    if halves and biased:  # v(N) = v + c / N, known at N and at N // 2
-        half = count // 2
-        at_infinity = value - (float(np.mean(halves)) - values[0]) * half / (count - half)
+    at_infinity = value
+    if biased:
+        at_infinity = value - bias(values[0], halves, count) if halves else None
     floor, floor_count = real_floor(measure, real, spare if other_real is None else other_real, biased)
     return Estimate(value, count, len(sets), error, at_infinity, floor, floor_count)
+
+
+def of_samples(measure: Callable[..., float], *samples: np.ndarray, biased: bool | None = True) -> Estimate:
+    """`measure` of N samples, whose rows lie in one or several arrays [N, ...], with noise and limit.
+
+    Args:
+        biased: whether the value changes as 1/N; None: it changes by no known law, and has no limit to extrapolate to.
+    """
+    count = len(samples[0])
+    value = float(measure(*samples))
+    rng = np.random.default_rng(SEED)
+    halved = [rng.permutation(count)[:count // 2] for _ in range(REPEATS)] if count >= 4 else []
+    halves = [float(measure(*(rows[half] for rows in samples))) for half in halved]
+    at_infinity = value if biased is False else None
+    if biased and halves:
+        at_infinity = value - bias(value, halves, count)
+    return Estimate(value, count, 1, jackknife_error(halves), at_infinity)
+
+
+def bias(value: float, halves: Sequence[float], count: int) -> float:
+    """c / N of the law v(N) = v + c / N, given `value` = v(N) at N = `count` and values at N // 2."""
+    half = count // 2
+    return (float(np.mean(halves)) - value) * half / (count - half)
 
 
 def half_values(measure: Callable[[np.ndarray, np.ndarray], Any], x: np.ndarray, y: np.ndarray, repeats: int = REPEATS) -> list:

@@ -94,6 +94,13 @@ def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
                         f"of the mesh's data and fsdp axes; make it a multiple of {shards} or set config.mesh.")
 
 
+def check_heads(mesh: Mesh, heads: int) -> None:
+    """Raises UserError if the heads of the transformer cannot be spread evenly over the tensor axis."""
+    if heads % mesh.shape["tensor"]:
+        raise UserError(f"config.mesh.tensor is {mesh.shape['tensor']}, which does not divide config.transformer.heads {heads}; "
+                        f"choose one of its divisors.")
+
+
 def on_mesh(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, which is to be jitted, with the mesh that `constrain` and `gather` inside it are about."""
     @functools.wraps(function)
@@ -202,36 +209,37 @@ def _devices(mesh: Any, names: str | tuple[str, ...]) -> int:
     return int(np.prod([mesh.shape[name] for name in ((names,) if isinstance(names, str) else names)]))
 
 
-def host_share(mesh: Mesh) -> tuple[int, int]:
-    """(i, n): the devices of this process hold the i-th of n even parts of every batch.
+def host_share(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+    """(parts, n): of n even parts of every batch, those that the devices of this process hold.
 
-    Processes hold the same part where one clip is split over devices of several.
-
-    Raises:
-        UserError: they hold rows that are not one such part.
+    They need not be neighbours, and processes share a part where a clip is split over devices of several.
     """
-    shards = _devices(mesh, BATCH_AXES)
-    of_part = mesh.devices.reshape(shards, -1)  # rows: the devices that hold each part
-    mine = [part for part in range(shards) if any(one.process_index == jax.process_index() for one in of_part[part])]
-    number, start = len(mine), mine[0] // len(mine)
-    if mine != list(range(start * number, start * number + number)) or shards % number:
-        raise UserError(f"The mesh {dict(mesh.shape)} gives process {jax.process_index()} the parts {mine} of {shards} of a "
-                        f"batch, which are not one stretch; choose config.mesh so that data times fsdp is a multiple of the "
-                        f"{jax.process_count()} processes or divides it.")
-    return start, shards // number
+    of_part = mesh.devices.reshape(_devices(mesh, BATCH_AXES), -1)  # [n, devices that hold the part]
+    mine = [part for part, devices in enumerate(of_part) if any(d.process_index == jax.process_index() for d in devices)]
+    return (tuple(mine), len(of_part)) if len(mine) < len(of_part) else ((0,), 1)
 
 
-def host_rows(mesh: Mesh, rows: int) -> slice:
-    """Those of `rows` rows of a batch that the devices of this process hold."""
-    share, shares = host_share(mesh)
-    return slice(share * rows // shares, (share + 1) * rows // shares)
+def host_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """Numbers of those of the `rows` rows of a batch that the devices of this process hold."""
+    parts, number = host_share(mesh)
+    return np.arange(rows).reshape(number, -1)[list(parts)].reshape(-1)
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Global arrays [B, ...] from this process's rows (`host_rows`) of each field, split by `batch_sharding`."""
-    sharding, (_, shares) = batch_sharding(mesh), host_share(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(rows), (shares * len(rows), *rows.shape[1:]))
-            for name, rows in batch.items()}
+    parts, number = host_share(mesh)
+
+    def put(rows: np.ndarray) -> jax.Array:
+        size = len(rows) // len(parts)
+
+        def of_device(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(number * size)
+            first = parts.index(start // size) * size + start % size
+            return rows[first:first + stop - start]
+
+        return jax.make_array_from_callback((number * size, *rows.shape[1:]), batch_sharding(mesh), of_device)
+
+    return {name: put(np.asarray(rows)) for name, rows in batch.items()}
 
 
 def put_rows(mesh: Mesh, *arrays: np.ndarray) -> tuple[jax.Array, ...]:

@@ -23,8 +23,9 @@ SHEET_FRAMES = 16
 SEPARATOR = 2
 LABEL_WIDTH = 150
 BACKGROUND = (255, 255, 255)
-MAX_PANELS = 12
-SPLITS = ("train", "validation")
+MAX_PANELS = 21
+SERIES = ("train", "validation", "generated", "real clips", "real", "fake")  # parts of a name that tell lines of one panel apart
+ERROR = " ±"  # ends the name of the standard error of what it is added to
 
 
 class Mp4Writer:
@@ -92,16 +93,16 @@ def contact_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
 def curves(path: Path, records: Sequence[Mapping[str, object]], title: str = "", x_label: str = "step") -> None:
     """Draws the numbers of `metrics.jsonl` over the step, or over what `x_label` says "step" stands for.
 
-    Names that differ in the split alone ("train/loss", "validation/loss") share a panel; at most 12 panels, in order of
-    appearance.
+    Names that differ in a part of SERIES alone ("train/loss", "validation/loss") share a panel; at most 21 panels, in order of
+    appearance. A name that ends in ERROR is drawn as bars of the name before it.
     Infinite and missing values leave a gap. Writes nothing if there is nothing to draw.
     """
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    panels: dict[str, dict[str, list[tuple[float, float, float]]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         for name, value in record.items():
-            if name != "step" and "step" in record and isinstance(value, (int, float)) and not isinstance(value, bool):
-                panel = "/".join(part for part in name.split("/") if part not in SPLITS)
-                panels[panel][name].append((float(record["step"]), float(value)))
+            if name != "step" and not name.endswith(ERROR) and "step" in record and isinstance(value, (int, float)) and not isinstance(value, bool):
+                panel = "/".join(part for part in name.split("/") if part not in SERIES)
+                panels[panel][name].append((float(record["step"]), float(value), float(record.get(name + ERROR, 0))))
     if not panels:
         return
     # Here and not at the top: matplotlib takes a second to import, and only the end of a run draws.
@@ -116,9 +117,10 @@ def curves(path: Path, records: Sequence[Mapping[str, object]], title: str = "",
     for index, (panel, series) in enumerate(shown):
         axes = figure.add_subplot(lines, columns, index + 1)
         for name, points in series.items():
-            steps, values = np.asarray(points).T
-            split = next((part for part in name.split("/") if part in SPLITS), name)
-            axes.plot(steps, values, marker="." if len(points) < 30 else None, linewidth=1.2, label=split)
+            steps, values, errors = np.asarray(points).T
+            label = " ".join(part for part in name.split("/") if part in SERIES) or name
+            axes.errorbar(steps, values, errors if errors.any() else None, marker="." if len(points) < 30 else None,
+                          linewidth=1.2, label=label)
         axes.set_title(panel)
         axes.set_xlabel(x_label)
         axes.grid(alpha=0.3)

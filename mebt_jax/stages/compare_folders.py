@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -17,11 +16,11 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from mebt_jax.config import Config
-from mebt_jax.data import clips, preparation, video_files
+from mebt_jax.data import clips, measured_clips, preparation, video_files
 from mebt_jax.data.video_files import BrokenVideo, Video
 from mebt_jax.errors import UserError
 from mebt_jax.metrics import extraction, neighbours, protocols, report, results
-from mebt_jax.metrics.protocols import Protocol
+from mebt_jax.metrics.protocols import ClipForm, Protocol
 from mebt_jax.runtime import mesh as mesh_lib, pictures, telemetry, workdir as workdir_lib
 from mebt_jax.stages import feature_networks
 from mebt_jax.stages.evaluated_clips import Networks
@@ -39,7 +38,7 @@ class ClipRule:
     stride: int
     size: tuple[int, int]  # (height, width) that every video must have; (0, 0): any
     side: int  # pixels of the square that its frames are brought to
-    start: str  # "first" or "random"
+    start: str  # "first" or "random", which follows from the name of the video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +65,11 @@ def run(config: Config, workdir: Path) -> None:
     mesh = mesh_lib.make_mesh(config.mesh)
     mesh_lib.check_batch_size(mesh, config.evaluate.batch_size, "config.evaluate.batch_size")
     real_videos, fake_videos = (find(getattr(config.evaluate, name), name) for name in ("real", "fake"))
-    protocol = protocols.for_data(config.evaluate.protocol, config.data.source, config.data.frames)
+    protocol = protocols.for_data(config.evaluate.protocol, "validation", config.data.frames)  # a folder is of no split
     protocols.check_counts(protocol, real=len(real_videos), fake=len(fake_videos))
     networks = feature_networks.load(protocol, config)
-    rule = ClipRule(config.data.frames, config.data.frame_stride, *common_size(real_videos, fake_videos, config),
-                    protocol.start)
+    rule = ClipRule(config.data.frames, config.data.frame_stride, *common_size(real_videos, fake_videos, config), "random")
+    form = ClipForm(rule.frames, rule.side, rule.stride)
     if not config.evaluate.any_frame_rate:
         check_frame_rates(real_videos, fake_videos)
 
@@ -85,10 +84,16 @@ def run(config: Config, workdir: Path) -> None:
     check_enough(real, fake, config)
 
     # ---- numbers and page -------------------------------------------------------------------------------------------
-    found = numbers(protocol, fake, real, config)
+    reals = (f"{config.evaluate.real}, one clip per video at a random start, stored as {stored_as(real)}; generated clips stored "
+             f"as {stored_as(fake)}")
+    count = protocol.clips or min(len(fake.videos), len(real.videos))
+    found = numbers(protocol, fake, real, count, form, reals)
     if jax.process_index() == 0:
-        curve = results.window_curve(protocol, fake.features, real.features, config.evaluate, config.data.frames,
-                                     reals(protocol, config))
+        window, every = config.evaluate.window, config.evaluate.window_every
+        firsts = real.features.get("windows")  # [n, 1, D]
+        curve = results.window_curve(
+            protocol, fake.features.get("windows"), firsts, firsts[count:] if firsts is not None else None,
+            extraction.windows(form.frames, window, every), dataclasses.replace(form, frames=window), reals)
         skipped = {"skipped": {"real": real.skipped, "generated": fake.skipped}}
         workdir_lib.write_json(workdir / FOLDER / "metrics.json", results.to_json(found) | curve | skipped)
         show(config, workdir / FOLDER, found, fake, real, generated_rule, rule, curve)
@@ -103,7 +108,7 @@ def find(folder: str, name: str) -> list[Video]:
     if not videos:
         raise UserError(f"{folder} holds no videos, directly or in subfolders; config.evaluate.{name} must be a folder of "
                         f"video files or of folders of frames.")
-    return sorted(videos, key=lambda video: hashlib.sha256(video.name.encode()).digest())
+    return sorted(videos, key=lambda video: measured_clips.order_key(video.name))
 
 
 def common_size(real: list[Video], fake: list[Video], config: Config) -> tuple[tuple[int, int], int]:
@@ -128,7 +133,7 @@ def check_frame_rates(real: list[Video], fake: list[Video]) -> None:
     """Raises UserError if both sides tell their frame rate and it is not the same."""
     rates = []
     for videos in (real, fake):
-        known = [rate for video in videos[:16] if (rate := _rate(video))]
+        known = [rate for video in videos[:16] if (rate := video_files.frames_per_second(video))]
         rates.append(float(np.median(known)) if known else 0.0)
     if all(rates) and abs(rates[0] - rates[1]) > RATE_TOLERANCE * rates[0]:
         raise UserError(f"Real clips run at {rates[0]:g} frames per second and generated ones at {rates[1]:g}, so the same "
@@ -142,13 +147,6 @@ def check_enough(real: Side, fake: Side, config: Config) -> None:
             reasons = "; ".join(f"{entry['video']}: {entry['reason']}" for entry in side.skipped[:3])
             raise UserError(f"Only {len(side.videos)} of the {name} videos can be used and a distance needs 2 ({reasons}); "
                             f"give more, or ask for shorter clips with --config.data.frames (now {config.data.frames}).")
-
-
-def _rate(video: Video) -> float:
-    try:
-        return video_files.frames_per_second(video)
-    except Exception:  # noqa: BLE001  a file that cannot be opened is told of when its frames are read
-        return 0.0
 
 
 # ---- clips ----------------------------------------------------------------------------------------------------------------
@@ -166,8 +164,7 @@ def read_clip(video: Video, rule: ClipRule) -> np.ndarray:
     start = 0
     if rule.start == "random":
         spare = video_files.count_frames(video) - reach
-        draw = int.from_bytes(hashlib.sha256(f"start of {video.name}".encode()).digest()[:8])
-        start = draw % (spare + 1) if spare > 0 else 0
+        start = measured_clips.start_of(video.name, spare + 1) if spare > 0 else 0
     frames = list(itertools.islice(video_files.read_frames(video, rule.side), start, start + reach, rule.stride))
     if len(frames) < rule.frames:
         raise BrokenVideo(f"is too short for {rule.frames} frames at stride {rule.stride}")
@@ -221,16 +218,14 @@ def read_side(videos: list[Video], rule: ClipRule, limit: int, networks: Network
 # ---- numbers and page -----------------------------------------------------------------------------------------------------
 
 
-def reals(protocol: Protocol, config: Config) -> str:
-    """Which clips the real ones are."""
-    return f"{config.evaluate.real}, one clip per video at its {'first frame' if protocol.start == 'first' else 'random start'}"
+def stored_as(side: Side) -> str:
+    """Suffixes of the files, since what one side lost to compression and the other did not counts as a difference."""
+    return ", ".join(sorted({video.files[0].suffix.lower().lstrip(".") for video in side.videos}))
 
 
-def numbers(protocol: Protocol, fake: Side, real: Side, config: Config) -> dict[str, results.Result]:
-    count = protocol.clips or min(len(fake.videos), len(real.videos))
+def numbers(protocol: Protocol, fake: Side, real: Side, count: int, form: ClipForm, reals: str) -> dict[str, results.Result]:
     rows = real.features["frechet"]
-    found = results.distances(protocol, fake.features["frechet"], rows, rows[count:] if len(rows) >= 2 * count else None,
-                              config.data.frames, "generated", reals(protocol, config))
+    found = results.distances(protocol, fake.features["frechet"], rows, rows[count:], form, "generated", reals)
     if "inception" in real.features:
         found |= results.inception(fake.features["inception"], real.features["inception"])
     return found
@@ -254,6 +249,10 @@ def show(config: Config, directory: Path, found: dict[str, results.Result], fake
         pictures.curves(directory / "over_time.png", results.curve_points(curve), curve["over_time"]["protocol"], "first frame")
     notes = [f"Real clips: {config.evaluate.real} ({len(real.videos)} used, {len(real.skipped)} left out). Generated clips: "
              f"{config.evaluate.fake} ({len(fake.videos)} used, {len(fake.skipped)} left out)."]
+    if stored_as(real) != stored_as(fake):
+        notes.append(f"Real clips are stored as {stored_as(real)} and generated ones as {stored_as(fake)}: what compression did "
+                     f"to one side alone is part of every distance here. Store both alike.")
+        telemetry.say(f"evaluate: {notes[-1]}")
     rows = [report.Clips("Generated clips", "Best, median and worst by the distance to the nearest real clip, which plays "
                          "beside each.", ranked)]
     report.write_page(directory / "report.html", "Generated against real clips", found, rows, images, notes,

@@ -5,7 +5,7 @@ One batch of clips is in memory at a time, beside the few that are shown.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from mebt_jax.data.measured_clips import ClipPerVideo
 from mebt_jax.errors import UserError
 from mebt_jax.metrics import extraction, reconstruction
 from mebt_jax.metrics.extraction import Extractor
-from mebt_jax.runtime import mesh as mesh_lib, workdir as workdir_lib
+from mebt_jax.runtime import mesh as mesh_lib, telemetry, workdir as workdir_lib
 from mebt_jax.runtime.mesh import on_host
 from mebt_jax.stages.transformer import TokenizerOnMesh
 
@@ -72,30 +73,35 @@ def compiled_measure(networks: Networks, lpips: Extractor | None,
     return lambda real, rebuilt: run(real, rebuilt, weights=weights)
 
 
-def measure_clips(pixels: TokenizerOnMesh, measured: Callable[..., dict[str, jax.Array]],
-                  batches: Iterable[dict[str, np.ndarray]], distinct: int, keep: int, what: str) -> MeasuredClips:
-    """Sends batches of uint8 clips through the tokenizer and `measured`.
+def measure_clips(pixels: TokenizerOnMesh, measured: Callable[..., dict[str, jax.Array]], clips: ClipPerVideo, count: int,
+                  size: int, keep: int) -> MeasuredClips:
+    """Sends the first `count` clips, or as many as there are, through the tokenizer and `measured`, each once.
 
     Args:
         pixels: the tokenizer.
         measured: see `compiled_measure`.
-        batches: {"video": uint8 [b, F, H, W, 3]}, this process's rows.
-        distinct: clips that there are; the pipeline repeats them to fill a batch, and numbers are of each clip once.
+        clips: real clips.
+        count: clips to measure.
+        size: of a batch.
         keep: clips to keep as pixels.
-        what: name in the progress bar.
     """
     mesh = pixels.mesh
+    if len(clips) < count:
+        telemetry.say(f"evaluate: {count} clips are asked for and {len(clips)} are there ({clips.text}); each is measured once")
+    count = min(count, len(clips))
     shown: list[tuple[np.ndarray, np.ndarray]] = []
     codes, measures = [], []
-    for rows in tqdm(batches, desc=f"evaluate: {what}", unit="batch", disable=jax.process_index() != 0, mininterval=5):
+    batches = clips.batches(size, count, mesh_lib.host_share(mesh))
+    for rows in tqdm(batches, total=-(-count // size), desc=f"evaluate: {clips.text.split(',')[0]} clips", unit="batch",
+                     disable=jax.process_index() != 0, mininterval=5):
         video = mesh_lib.put_batch(mesh, rows)["video"]  # [B, F, H, W, 3]
         codes.append(pixels.codes(rows["video"]))
         rebuilt = pixels.video(codes[-1])
         measures.append(jax.device_get(measured(video, rebuilt)))
         if len(shown) < keep:
             shown = (shown + list(zip(on_host(video, mesh), on_host(rebuilt, mesh))))[:keep]
-    joined = {name: np.concatenate([batch[name] for batch in measures])[:distinct] for name in measures[0]}
-    return MeasuredClips(shown[:distinct], codes, np.concatenate([on_host(batch, mesh) for batch in codes])[:distinct], joined)
+    joined = {name: np.concatenate([batch[name] for batch in measures])[:count] for name in measures[0]}
+    return MeasuredClips(shown[:count], codes, np.concatenate([on_host(batch, mesh) for batch in codes])[:count], joined)
 
 
 def load_generated(directory: Path, tokenizer_hash: str) -> np.ndarray:

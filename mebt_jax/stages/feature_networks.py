@@ -15,6 +15,8 @@ from mebt_jax.metrics.protocols import WEIGHT_FREE, Protocol
 from mebt_jax.runtime import checkpoints
 from mebt_jax.stages.evaluated_clips import Networks
 
+CLASSES = 400  # of the Kinetics that FVD is defined by
+
 
 def load(protocol: Protocol, config: Config) -> Networks:
     """The network "frechet", whose features the protocol compares, and "inception" where the config names a C3D.
@@ -77,6 +79,9 @@ def _i3d(protocol: Protocol, config: Config) -> Extractor:
                         f"I3D takes, not {shortest}; raise config.data.frames and config.evaluate.window, or use "
                         f"--config.evaluate.protocol={WEIGHT_FREE}.")
     graphdef, state = folders.load_network(Path(config.evaluate.i3d), "i3d", epsilon=protocol.epsilon)
+    if (classes := state["logits"]["bias"][...].size) != CLASSES:
+        raise UserError(f"The I3D in {config.evaluate.i3d} tells {classes} classes apart, and the distances of every protocol "
+                        f"are of the {CLASSES} of Kinetics-400; convert i3d_pretrained_400.pt and give its folder.")
     return Extractor(f"I3D {checkpoints.content_hash(state)}, BatchNorm eps {protocol.epsilon:g}, {protocol.resize}",
                      lambda weights, video: i3d.i3d_logits(nnx.merge(graphdef, weights), video, resize_rule=protocol.resize),
                      state)

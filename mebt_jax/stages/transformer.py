@@ -26,7 +26,7 @@ from mebt_jax.sampling import decode, plan
 from mebt_jax.stages.tokenizer import TrainedTokenizer, load_tokenizer
 from mebt_jax.tokenizer import autoencoder
 from mebt_jax.transformer.initialization import start_locally
-from mebt_jax.transformer.loss import masked_cross_entropy
+from mebt_jax.transformer.loss import clip_scores, masked_cross_entropy
 from mebt_jax.transformer.model import MeBT
 
 STAGE = "transformer"
@@ -37,11 +37,12 @@ PICTURED_RATIO = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class TrainedTransformer:
-    """A frozen transformer and the step of its checkpoint."""
+    """A frozen transformer, the step of its checkpoint, and which of its weights these are."""
 
     graphdef: nnx.GraphDef
     params: nnx.State
     step: int
+    weights: str = "averaged"  # or "plain", where training kept no averages
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -58,6 +59,7 @@ def run(config: Config, workdir: Path) -> None:
 
     # ---- mesh -------------------------------------------------------------------------------------------------------
     mesh = mesh_lib.make_mesh(config.mesh)
+    mesh_lib.check_heads(mesh, config.transformer.heads)
     training = config.transformer.training
     mesh_lib.check_batch_size(mesh, training.batch_size // training.accumulation, "config.transformer.training.batch_size")
     if training.steps == 0:
@@ -109,7 +111,8 @@ def run(config: Config, workdir: Path) -> None:
     def validate(state: TrainState, step: int) -> dict[str, float]:
         picture = directory / "pictures" / f"step_{step:08d}.png"
         draw_pictures(config, graphdef, state.averaged, encoder, held_out_codes[0], picture)
-        return validation(jitted_validation, state.averaged, held_out_codes, config, mesh)
+        values = validation(jitted_validation, state.averaged, held_out_codes, config, mesh)
+        return {name: float(of_clips.mean()) for name, of_clips in values.items()}
 
     # ---- loop -------------------------------------------------------------------------------------------------------
     meta = {"stage": STAGE, "tokenizer": tokenizer.content_hash, "config": config_lib.to_dict(config),
@@ -163,10 +166,13 @@ def train_step(state: TrainState, codes: jax.Array, interval: jax.Array, num_con
 def validation_step(params: nnx.State, codes: jax.Array, interval: jax.Array, num_context: jax.Array, num_targets: jax.Array,
                     key: jax.Array, *, graphdef: nnx.GraphDef, config: TransformerConfig,
                     shape: StepShape) -> dict[str, jax.Array]:
-    """Metrics of predicting the targets of one draw in codes [B, T, H, W]."""
+    """Metrics [B] of predicting the targets of one draw in codes [B, T, H, W]."""
     split = split_tokens(key, codes, interval, num_context, num_targets, shape=shape)
-    output = predict(nnx.merge(graphdef, params), split, config, key=None)
-    return {"nll": output.nll, "accuracy": output.accuracy}
+    model = nnx.merge(graphdef, params)
+    hidden = model(split.context_codes, split.context_positions, split.context_valid, split.target_positions,
+                   split.target_valid, key=None)  # [B, M, D]
+    nll, accuracy = clip_scores(model, hidden, split.target_codes, split.target_valid, block=config.loss_block)
+    return {"nll": nll, "accuracy": accuracy}
 
 
 def predict(model: MeBT, split: Split, config: TransformerConfig, key: jax.Array | None) -> Any:
@@ -191,8 +197,8 @@ def place(draw: MaskDraw, mesh: Mesh) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def validation(jitted_validation: Callable[..., dict[str, jax.Array]], params: nnx.State,
-               held_out_codes: Sequence[jax.Array], config: Config, mesh: Mesh) -> dict[str, float]:
-    """Mean "nll" (nats per token) and "accuracy" over fixed draws of whole clips.
+               held_out_codes: Sequence[jax.Array], config: Config, mesh: Mesh) -> dict[str, np.ndarray]:
+    """"nll" (nats per token) and "accuracy" of each clip, float32 [n], its mean over fixed draws.
 
     The mask ratios are spread evenly over the schedule, and every ratio counts alike, as in training. Every call makes
     the same draws, so that the numbers of different steps compare.
@@ -205,7 +211,9 @@ def validation(jitted_validation: Callable[..., dict[str, jax.Array]], params: n
         key = jax.random.fold_in(jax.random.key(config.runtime.seed), number)
         collected.append(jitted_validation(params, codes, *place(draw, mesh), key, shape=draw.shape))
     fetched = jax.device_get(collected)
-    return {name: float(np.mean([values[name] for values in fetched])) for name in fetched[0]}
+    clips_by_draw = {name: np.stack([values[name] for values in fetched]) for name in fetched[0]}  # [batches * ratios, B]
+    return {name: values.reshape(-1, VALIDATION_RATIOS, values.shape[-1]).mean(axis=1).ravel()
+            for name, values in clips_by_draw.items()}
 
 
 def draw_at(config: Config, batch_size: int, u: float) -> MaskDraw:
@@ -230,8 +238,7 @@ def draw_pictures(config: Config, graphdef: nnx.GraphDef, params: nnx.State, enc
     shown = {"tokenizer": codes}
     for name, given in (("half predicted", {"codes": codes, "known": known}), ("generated", {})):
         steps = plan.build_plan(settings, tokens, num_known=int((1 - PICTURED_RATIO) * tokens) if given else 0)
-        shown[name] = decode.decode(graphdef, params, steps, config.grid, keys, block=config.transformer.loss_block,
-                                    sharding=sharding, **given).codes
+        shown[name] = decode.decode(graphdef, params, steps, config.grid, keys, sharding=sharding, **given).codes
     videos = {name: mesh_lib.local_rows(encoder.video(chosen)) for name, chosen in shown.items()}
     if jax.process_index() == 0:
         rows = [(f"{name} {i}", video[i]) for i in range(PICTURED_CLIPS) for name, video in videos.items() if i < len(video)]
@@ -316,7 +323,8 @@ def load_transformer(config: Config, workdir: Path, mesh: Mesh, tokenizer_hash: 
     graphdef, params = abstract_transformer(config)
     weights = "ema" if meta["config"][STAGE]["training"]["ema_decay"] > 0 else "params"
     parts = mesh_lib.with_sharding({weights: params}, mesh, config.runtime.fsdp_min_elements)
-    return TrainedTransformer(graphdef, checkpoints.read_arrays(folder, parts)[weights], step=meta["step"])
+    return TrainedTransformer(graphdef, checkpoints.read_arrays(folder, parts)[weights], step=meta["step"],
+                              weights="averaged" if weights == "ema" else "plain")
 
 
 def refuse_other_tokenizer(folder: Path, tokenizer_hash: str) -> None:

@@ -39,30 +39,60 @@ def masked_cross_entropy(
     Note: official transformer.py:723-730 divides the sum by all masked tokens (avg_loss = 1). That is this mean, unless a
     target budget leaves masked tokens out: then the official loss is smaller by the share of masked tokens kept.
     """
-    num_blocks = max(1, -(-target_codes.shape[1] // block))
-    size = -(-target_codes.shape[1] // num_blocks)  # even blocks: rounding M up to `block` could double the work
-    padding = num_blocks * size - target_codes.shape[1]
-
-    def to_blocks(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-        # Every n-th target: of a run of targets split over devices, each device then has its share of every block.
-        return einops.rearrange(x, "b (m n) ... -> n b m ...", n=num_blocks)
-
     kernel = model.head_kernel()
 
     @jax.checkpoint
     def add_block(sums, inputs):
         hidden, codes, valid = inputs  # [B, m, D], [B, m], [B, m]
         logits = model.logits(hidden, kernel)  # [B, m, V]
-        log_total = jax.nn.logsumexp(logits, axis=-1)
-        # A comparison, not a gather: its gradient is elementwise, a gather's is a scatter into [B, m, V].
-        is_target = codes[..., None] == jnp.arange(logits.shape[-1])[None, None]
-        nll = log_total - jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+        nll, log_total = negative_log_likelihood(logits, codes)
         smooth = log_total - jnp.mean(logits, axis=-1)  # cross-entropy against the uniform distribution
         loss = (1.0 - label_smoothing) * nll + label_smoothing * smooth
         right = jnp.argmax(logits, axis=-1) == codes
         return sums + jnp.stack([jnp.sum(jnp.where(valid, term, 0.0)) for term in (loss, nll, right)]), None
 
-    sums, _ = jax.lax.scan(add_block, jnp.zeros(3), tuple(to_blocks(x) for x in (hidden, target_codes, target_valid)))
+    sums, _ = jax.lax.scan(add_block, jnp.zeros(3), in_blocks(block, hidden, target_codes, target_valid))
     loss, nll, accuracy = sums / jnp.maximum(jnp.sum(target_valid), 1)
     return LossOutput(loss=loss, nll=nll, accuracy=accuracy)
+
+
+def clip_scores(model: MeBT, hidden: jax.Array, target_codes: jax.Array, target_valid: jax.Array, *,
+                block: int) -> tuple[jax.Array, jax.Array]:
+    """(nats per valid target, share of them whose most probable code is right) of each clip, float32 [B]; no gradient.
+
+    For measuring, where the spread over the clips is wanted; arguments as for `masked_cross_entropy`.
+    """
+    kernel = model.head_kernel()
+
+    def add_block(sums, inputs):
+        hidden, codes, valid = inputs  # [B, m, D], [B, m], [B, m]
+        logits = model.logits(hidden, kernel)  # [B, m, V]
+        nll, _ = negative_log_likelihood(logits, codes)
+        right = jnp.argmax(logits, axis=-1) == codes
+        return sums + jnp.stack([jnp.sum(jnp.where(valid, term, 0.0), axis=1) for term in (nll, right)]), None
+
+    sums, _ = jax.lax.scan(add_block, jnp.zeros((2, len(hidden))), in_blocks(block, hidden, target_codes, target_valid))
+    nll, accuracy = sums / jnp.maximum(jnp.sum(target_valid, axis=1), 1)[None]
+    return nll, accuracy
+
+
+def negative_log_likelihood(logits: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(nats of codes [B, m], logarithm of the sum over the codes [B, m]) under logits [B, m, V]."""
+    log_total = jax.nn.logsumexp(logits, axis=-1)
+    # A comparison, not a gather: its gradient is elementwise, a gather's is a scatter into [B, m, V].
+    is_target = codes[..., None] == jnp.arange(logits.shape[-1])[None, None]
+    return log_total - jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1), log_total
+
+
+def in_blocks(block: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Arrays [B, M, ...] as blocks of at most `block` targets, padded with zeros: [n, B, m, ...]."""
+    targets = arrays[0].shape[1]
+    num_blocks = max(1, -(-targets // block))
+    size = -(-targets // num_blocks)  # even blocks: rounding M up to `block` could double the work
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (0, num_blocks * size - targets)] + [(0, 0)] * (x.ndim - 2))
+        # Every n-th target: of a run of targets split over devices, each device then has its share of every block.
+        return einops.rearrange(x, "b (m n) ... -> n b m ...", n=num_blocks)
+
+    return tuple(cut(x) for x in arrays)

@@ -4,30 +4,34 @@ import pytest
 
 from mebt_jax.errors import UserError
 from mebt_jax.metrics import protocols
-from mebt_jax.metrics.protocols import PROTOCOLS
+from mebt_jax.metrics.protocols import PROTOCOLS, ClipForm
+
+FORM = ClipForm(16, 128, 1)
 
 
 def test_the_paper_draws_its_reals_and_its_numbers_by_data_set_and_length():
-    sky, ucf = protocols.for_data("mebt-paper", "sky_timelapse", 16), protocols.for_data("mebt-paper", "ucf101", 128)
+    sky, ucf = protocols.for_data("mebt-paper", "validation", 16), protocols.for_data("mebt-paper", "train", 128)
+    assert protocols.for_data("tats", "validation", 16).reals == "train"  # TATS takes the training split of every set
     assert (sky.clips, sky.repeats, sky.reals) == (2048, 10, "validation")
     assert (ucf.clips, ucf.repeats, ucf.reals) == (512, 5, "train")
     assert sky.epsilon == 1e-5 and sky.resize == "half_pixel" and sky.unbiased
 
 
 def test_every_choice_that_moves_the_number_shows_in_the_string():
-    texts = {protocol.describe(2048, 16, 1, "training") for protocol in PROTOCOLS.values()}
+    texts = {protocol.describe(2048, FORM, 1, "training") for protocol in PROTOCOLS.values()}
     assert len(texts) == len(PROTOCOLS)
-    text = PROTOCOLS["styleganv"].describe(2048, 16, 1, "training")
-    for choice in ("styleganv", "FVD", "eps 0.001", "half_pixel", "covariance over N,", "16 frames", "N=2048",
+    text = PROTOCOLS["styleganv"].describe(2048, FORM, 1, "training")
+    for choice in ("styleganv", "FVD", "eps 0.001", "half_pixel", "covariance over N,", "16 frames of 128x128,", "N=2048",
                    "reals: training, half"):
         assert choice in text
-    assert "not FVD" in PROTOCOLS[protocols.WEIGHT_FREE].describe(64, 16, 1, "")
+    assert "16 frames of 64x64, one of every 4," in PROTOCOLS["tats"].describe(2048, ClipForm(16, 64, 4), 1, "training")
+    assert "not FVD" in PROTOCOLS[protocols.WEIGHT_FREE].describe(64, FORM, 1, "")
     assert not PROTOCOLS[protocols.WEIGHT_FREE].needs_weights and PROTOCOLS["tats"].needs_weights
 
 
 def test_unknown_names_and_small_sets_get_one_sentence():
     with pytest.raises(UserError, match="did you mean styleganv?"):
-        protocols.for_data("stylegan-v", "folder", 16)
+        protocols.for_data("stylegan-v", "validation", 16)
     with pytest.raises(UserError, match="2048 clips a side, but there are 100 generated"):
         protocols.check_counts(PROTOCOLS["tats"], real=4000, fake=100)
     protocols.check_counts(PROTOCOLS["i3d"], real=10, fake=3)

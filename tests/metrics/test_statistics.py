@@ -48,9 +48,22 @@ def test_repeats_are_disjoint_sets_and_their_mean_is_reported():
     assert estimate.standard_error == pytest.approx(np.std(values, ddof=1) / 3**0.5)
 
 
-def test_an_unbiased_measure_is_not_extrapolated_and_its_floor_is_about_zero():
+def test_an_unbiased_measure_is_its_own_limit_and_its_floor_is_about_zero():
     estimate = statistics.distance(polynomial_mmd, draw(100, 0, SHIFT), draw(200, 1), count=100, biased=False)
-    assert estimate.at_infinity is None and abs(estimate.real_floor) < 0.1 * estimate.value
+    assert estimate.at_infinity == estimate.value and abs(estimate.real_floor) < 0.1 * estimate.value
+
+
+def test_of_samples_takes_the_same_rows_of_all_and_the_bias_away():
+    def plug_in_variance(x, y):  # of the difference, over N: N / (N - 1) too small
+        return np.var(x - y)
+
+    x = [np.random.default_rng(k).standard_normal(20) for k in range(300)]
+    estimates = [statistics.of_samples(plug_in_variance, 2 * one, one) for one in x]  # x and y are of the same samples
+    assert np.mean([e.value for e in estimates]) == pytest.approx(0.95, abs=0.03)
+    assert np.mean([e.at_infinity for e in estimates]) == pytest.approx(1.0, abs=0.03)
+    assert np.mean([e.standard_error for e in estimates]) == pytest.approx(np.std([e.value for e in estimates]), rel=0.3)
+    unbiased, unknown = (statistics.of_samples(np.mean, x[0], biased=biased) for biased in (False, None))
+    assert unbiased.at_infinity == unbiased.value == pytest.approx(x[0].mean()) and unknown.at_infinity is None
 
 
 def test_too_few_samples_are_refused_and_never_repeated():

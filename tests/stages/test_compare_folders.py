@@ -56,7 +56,9 @@ def test_numbers_are_of_every_usable_clip_once_and_the_rest_is_listed(compared, 
     metrics = json.loads((compared / "metrics.json").read_text())
     distance = metrics["generated/frechet"]
     assert distance["count"] == 6 and distance["real_floor_count"] == 6
-    assert f"reals: {folders / 'real'}, one clip per video" in distance["protocol"] and "8 frames, N=6" in distance["protocol"]
+    assert f"reals: {folders / 'real'}, one clip per video at a random start, stored as png" in distance["protocol"]
+    assert "8 frames of 32x32, N=6" in distance["protocol"] and "generated clips stored as png" in distance["protocol"]
+    assert metrics["generated/coverage"]["real_floor_count"] == 6 and 0 <= metrics["generated/coverage"]["real_floor"] <= 1
     assert {(entry["video"], entry["reason"]) for entry in metrics["skipped"]["generated"]} == {
         ("short", "is too short for 8 frames at stride 1"), ("large", "is 48x48, the others 32x32")}
     fakes = np.stack([FAKES[i]["video"][:8] for i in range(6)])
@@ -64,7 +66,8 @@ def test_numbers_are_of_every_usable_clip_once_and_the_rest_is_listed(compared, 
         order = [int(re.search(r"\d+", name)[0]) for name in arrays["used"]]
         np.testing.assert_allclose(arrays["frechet"], random_features.random_features(fakes[order]), rtol=1e-4, atol=1e-5)
         assert arrays["windows"].shape == (6, 2, 224)
-    assert metrics["over_time"]["first_frame"] == [0, 4]
+    assert metrics["over_time"]["first_frame"] == [0, 4] and metrics["over_time"]["real_floor_count"] == 6
+    assert min(metrics["over_time"]["standard_error"] + metrics["over_time"]["real_floor"]) > 0
 
 
 def test_a_folder_against_itself_is_at_zero_and_features_are_not_computed_again(folders, tmp_path, monkeypatch):
@@ -136,6 +139,15 @@ def test_what_cannot_be_compared_is_refused(folders, tmp_path):
     for (one, other), overrides, message in cases:
         with pytest.raises(UserError, match=message):
             compare_folders.run(config_of(one, other, **overrides), tmp_path / "out")
+
+
+def test_compression_of_one_side_alone_is_told(folders, tmp_path, capsys):
+    for i in range(3):
+        pictures.write_mp4(tmp_path / "mp4" / f"{i}.mp4", REALS[i]["video"].repeat(4, axis=1).repeat(4, axis=2), 8)
+    config = config_of(folders / "real", tmp_path / "mp4", evaluate__resolution=32)
+    compare_folders.run(config, tmp_path / "out")
+    told = "Real clips are stored as png and generated ones as mp4"
+    assert told in capsys.readouterr().err and told in (tmp_path / "out" / "compare" / "report.html").read_text()
 
 
 def test_clips_brought_to_one_size_are_all_compared_and_the_table_is_printed(folders, tmp_path, capsys):

@@ -92,3 +92,9 @@ def test_missing_weights_and_short_clips_are_told_with_the_way_out(c3d_weights, 
         feature_networks.load(protocols.PROTOCOLS["weight-free"], from_config_dict(tiny_config(evaluate__c3d=str(c3d_weights))))
     with pytest.raises(UserError):
         feature_networks.load(tats, config_of(evaluate__i3d=str(tmp_path)))
+
+
+def test_an_i3d_of_kinetics_600_is_refused(monkeypatch):
+    monkeypatch.setattr(folders, "load_network", lambda path, name, epsilon: arbitrary(I3D, 0, classes=600))
+    with pytest.raises(UserError, match="tells 600 classes apart.*i3d_pretrained_400.pt"):
+        feature_networks.load(protocols.PROTOCOLS["tats"], config_of(evaluate__i3d="DIR"))
