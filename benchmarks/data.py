@@ -45,7 +45,7 @@ def main() -> None:
         folder = options.folder or Path(temporary) / "videos"
         if not options.folder:
             write_videos(folder, options.videos)
-        config.data.source_dir = str(folder)
+        config.data.path = str(folder)
         for frames, record_frames in ((16, 128), (128, 256)):
             config.data.frames, config.data.record_frames = frames, record_frames
             direct = direct_clips(sorted(folder.iterdir()), frames, options.resolution)

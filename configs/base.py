@@ -52,10 +52,12 @@ def get_config() -> ConfigDict:
     # "moving_shapes" (built in), "folder" (any videos or frames), "ucf101", "sky_timelapse", "taichi_hd", or "images", each of
     # them a clip of one frame.
     data.source = "moving_shapes"
-    # Folder that holds the videos, frame folders or official frame lists; unused for moving_shapes.
+    # Folder of your own videos, frame folders, frame lists ("folder") or images ("images").
+    data.path = ""
+    # Folder where the files of a published set ("ucf101", "sky_timelapse", "taichi_hd") are, packed or not.
     data.source_dir = ""
-    # Several sources instead of that one: ({"source": "ucf101", "source_dir": "DIR", "weight": 3.0}, {...}, ...). Clips come from
-    # each in proportion to the weights; images, beside videos, train the tokenizer alone, in batches of their own (docs/data.md).
+    # Several sources instead of that one: ({"source": "ucf101", "path": "DIR", "weight": 3.0}, {...}, ...). Clips come from each
+    # in proportion to the weights; images, beside videos, train the tokenizer alone, in batches of their own (docs/data.md).
     data.mixture = ()
     # Where the prepared records go; "" is <workdir>/data. Point several runs at one folder to prepare once.
     data.prepared_dir = ""
@@ -88,11 +90,20 @@ def get_config() -> ConfigDict:
     # The part of the compression done by folding pixels into channels before the first convolution, which lets all
     # convolutions run at low resolution; (1, 1, 1) is the paper's network. The compression itself makes the encoder pointwise.
     tokenizer.patch = (1, 1, 1)
+    # No token sees a later frame (MAGVIT-v2): clips have 1 + n * compression[0] frames, the first token stands for the first frame,
+    # an image is a clip of one frame, and long videos pass in pieces. False is the paper's symmetric padding.
+    tokenizer.causal = False
     # Channels of the first level; each level of striding doubles them (TATS: 16 to 32 by checkpoint).
     tokenizer.hidden = 32
-    # V, number of codes, and their width (TATS: 16384 of 256).
+    # How features become codes: "ema" (official: the nearest of a codebook of running averages), "gradient" (of a codebook that is
+    # trained), "fsq" (each feature rounded to one of its levels), "lfq" (signs). benchmarks/RESULTS.md compares them.
+    tokenizer.quantizer = "ema"
+    # V, number of codes, and their width (TATS: 16384 of 256); for fsq the product and the number of the levels, for lfq
+    # 2^code_width.
     tokenizer.codes = 16_384
     tokenizer.code_width = 256
+    # Values that each feature can take, for fsq alone, such as (8, 8, 8, 8, 4) for 16384 codes; few below 5 (FSQ, section 4.1).
+    tokenizer.levels = ()
     # "group" is official; "token" takes its mean and variance over the channels of one place alone, so that with a patch of the
     # whole compression no code depends on its neighbours; "batch" is for converted checkpoints that were trained with it,
     # whose stored statistics it uses.
@@ -101,6 +112,8 @@ def get_config() -> ConfigDict:
     tokenizer.l1_weight = 4.0
     tokenizer.l2_weight = 0.0
     tokenizer.commitment_weight = 0.25
+    # Of the entropy of one feature's code less that of all codes together, for lfq alone (MAGVIT-v2, equation 5).
+    tokenizer.entropy_weight = 0.1
     # LPIPS between one random frame of each clip and its reconstruction (TATS: 4); 0 goes without. It needs weights.
     tokenizer.perceptual_weight = 0.0
     # Folder of converted LPIPS weights, see docs/interop.md; only for a perceptual_weight above 0.
@@ -139,7 +152,8 @@ def get_config() -> ConfigDict:
     tokenizer.restart_threshold = 1.0
     # Compute precision: "float32" or "bfloat16"; parameters, norms, distances and losses stay float32.
     tokenizer.dtype = "float32"
-    # Workdir, checkpoint folder, or folder of the converter with a trained tokenizer to use instead of training one.
+    # Workdir, folder of checkpoints, one checkpoint in it, or folder of the converter with a trained tokenizer to use instead of
+    # training one.
     tokenizer.checkpoint = ""
     tokenizer.training = get_training()
     tokenizer.training.learning_rate = 3e-4
@@ -271,10 +285,14 @@ def get_config() -> ConfigDict:
     evaluate.any_frame_rate = False
 
     config.mesh = mesh = ConfigDict()
-    # Devices along each axis; -1 on one axis means all that are left.
+    # Devices along each axis; -1 on one axis means all that are left. Data and fsdp split the clips of a batch; fsdp splits
+    # parameters and optimizer state too, which are gathered layer by layer.
     mesh.data = -1
     mesh.fsdp = 1
+    # Splits the tokens of a clip (in the tokenizer the rows of its frames), and the state as fsdp does: for clips that are too
+    # long for a device, or batches of fewer clips than devices.
     mesh.sequence = 1
+    # Splits heads, hidden channels and codes (in the tokenizer the columns of frames); must divide transformer.heads.
     mesh.tensor = 1
 
     config.runtime = runtime = ConfigDict()
@@ -282,6 +300,6 @@ def get_config() -> ConfigDict:
     runtime.seed = 0
     # Folder of compiled programs, shared by all runs; "" is ~/.cache/mebt_jax, "off" switches it off.
     runtime.compilation_cache = ""
-    # Arrays below this many elements are replicated instead of split over the fsdp axis.
+    # Arrays below this many elements are not split over the fsdp and sequence axes.
     runtime.fsdp_min_elements = 1_048_576
     return config

@@ -93,7 +93,7 @@ install() {
     package=$(mktemp -d)/mebt_jax.tar.gz
     (cd "$root" && git ls-files -z --cached --others --exclude-standard |
         while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done | tar czf "$package" --null -T -)
-    run gcloud compute tpus tpu-vm scp "$package" "$name:mebt_jax.tar.gz" "${place[@]}" --worker=all
+    run gcloud compute tpus tpu-vm scp "$package" "$name:mebt_jax.tar.gz" "${place[@]}" --worker=all || return
     rm -r "$(dirname "$package")"
     # uv brings a Python that is new enough; the images have 3.10.
     # shellcheck disable=SC2016  # $HOME and $PATH are those of the hosts

@@ -9,58 +9,29 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from mebt_jax.config_data import DATA_SOURCES, DataConfig, check_data
 from mebt_jax.errors import UserError
 
 BLOCK_KINDS = ("encode", "latent", "update", "decode", "full", "maskgit")
+QUANTIZERS = ("ema", "gradient", "fsq", "lfq")
 NORMS = ("group", "token", "batch")
 ADVERSARIAL_LOSSES = ("hinge", "vanilla")
 FLAVOURS = ("paper", "modern")
 REMAT_POLICIES = ("none", "block", "dots")
 DTYPES = ("float32", "bfloat16")
-DATA_SOURCES = ("moving_shapes", "folder", "ucf101", "sky_timelapse", "taichi_hd", "images")
 TASKS = ("generate", "predict", "interpolate", "fill", "extend", "edit")
 FORMATS = ("mp4", "gif", "npz", "frames")
 ORDERS = ("confidence", "random", "halton")
 RATIO_SCHEDULES = ("linear", "cosine", "cosine_plus", "quadratic", "square", "cube", "sqrt", "convex")
 INTERVAL_SCHEDULES = ("clip", "renormalized", "uniform", "longest")
 LEARNING_RATE_DECAYS = ("constant", "cosine")
-
-
-@dataclasses.dataclass(frozen=True)
-class MixturePart:
-    source: str
-    source_dir: str
-    weight: float
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    source: str
-    source_dir: str
-    mixture: tuple[MixturePart, ...]
-    prepared_dir: str
-    resolution: int
-    frames: int
-    frame_stride: int
-    validation_fraction: float
-    train_clips: int
-    validation_clips: int
-    jpeg_quality: int
-    record_frames: int
-    workers: int
-    tokens: bool
-    seed: int
-
-    @property
-    def parts(self) -> tuple[MixturePart, ...]:
-        """The sources of the mixture, or the one source."""
-        return self.mixture or (MixturePart(self.source, self.source_dir, weight=1.0),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +79,17 @@ class AdversarialConfig:
 class TokenizerConfig:
     compression: tuple[int, int, int]
     patch: tuple[int, int, int]
+    causal: bool
     hidden: int
+    quantizer: str
     codes: int
     code_width: int
+    levels: tuple[int, ...]
     norm: str
     l1_weight: float
     l2_weight: float
     commitment_weight: float
+    entropy_weight: float
     perceptual_weight: float
     lpips: str
     adversarial: AdversarialConfig
@@ -123,6 +98,10 @@ class TokenizerConfig:
     dtype: str
     checkpoint: str
     training: TrainingConfig
+
+    def frames(self, latents: int) -> int:
+        """Frames of so many latent frames from the start of a clip."""
+        return 1 + (latents - 1) * self.compression[0] if self.causal else latents * self.compression[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +215,8 @@ class Config:
     def grid(self) -> tuple[int, int, int]:
         """(T, H, W): the latent grid of one clip."""
         t, h, w = self.tokenizer.compression
-        return self.data.frames // t, self.data.resolution // h, self.data.resolution // w
+        frames = self.data.frames - 1 + t if self.tokenizer.causal else self.data.frames
+        return frames // t, self.data.resolution // h, self.data.resolution // w
 
 
 def from_config_dict(values: ConfigDict | Mapping[str, Any]) -> Config:
@@ -294,6 +274,7 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
 def _check_values(config: Config) -> None:
     choices = {
         "data.source": (config.data.source, DATA_SOURCES),
+        "tokenizer.quantizer": (config.tokenizer.quantizer, QUANTIZERS),
         "tokenizer.norm": (config.tokenizer.norm, NORMS),
         "tokenizer.adversarial.loss": (config.tokenizer.adversarial.loss, ADVERSARIAL_LOSSES),
         "tokenizer.dtype": (config.tokenizer.dtype, DTYPES),
@@ -315,10 +296,14 @@ def _check_values(config: Config) -> None:
         if value not in allowed:
             raise UserError(f"config.{name} is {value!r}, but must be one of {', '.join(allowed)}.")
 
-    _check_parts(config)
+    check_data(config.data, config.tokenizer.compression[0])
     t, h, w = config.tokenizer.compression
-    for name, size, factor in (("frames", config.data.frames, t), ("resolution", config.data.resolution, h),
-                               ("resolution", config.data.resolution, w)):
+    sizes = [("resolution", config.data.resolution, h), ("resolution", config.data.resolution, w)]
+    if config.tokenizer.causal:
+        _check_causal(config)
+    else:
+        sizes.append(("frames", config.data.frames, t))
+    for name, size, factor in sizes:
         if size < 1 or size % factor:
             raise UserError(f"config.data.{name} is {size}, which the tokenizer's compression of {factor} does not divide; "
                             f"use a multiple of {factor} or change config.tokenizer.compression {(t, h, w)}.")
@@ -327,6 +312,7 @@ def _check_values(config: Config) -> None:
         if patch < 1 or total % patch or strides & (strides - 1):
             raise UserError(f"config.tokenizer.patch is {config.tokenizer.patch}, but on axis {axis} the compression {total} must "
                             f"be the patch times a power of two.")
+    _check_codes(config.tokenizer)
     if config.tokenizer.norm == "batch" and not config.tokenizer.checkpoint:
         raise UserError("config.tokenizer.norm is 'batch', whose statistics come with a converted official tokenizer; give one "
                         "as config.tokenizer.checkpoint, or set it to 'group' to train a tokenizer.")
@@ -376,17 +362,27 @@ def _check_values(config: Config) -> None:
             raise UserError(f"config.{name} is {value}, but must be at least 1.")
 
 
-def _check_parts(config: Config) -> None:
-    """Sources have weights above 0, and one-frame clips come beside longer ones only where the tokenizer takes both."""
-    for i, part in enumerate(config.data.mixture):
-        if not 0 < part.weight < float("inf"):
-            raise UserError(f"config.data.mixture[{i}].weight is {part.weight}, but must be a number above 0; leave the source out "
-                            f"to use none of it.")
-    images = [part.source == "images" for part in config.data.parts]
-    if any(images) and config.data.frames > 1:
-        if all(images):
-            raise UserError(f"config.data.frames is {config.data.frames}, but images are clips of one frame; add a source of videos "
-                            f"to config.data.mixture, or set config.data.frames to 1.")
-        if config.tokenizer.compression[0] > 1:
-            raise UserError(f"config.data.mixture has images, clips of one frame, which the tokenizer's compression of "
-                            f"{config.tokenizer.compression[0]} does not divide; take one whose compression over time is 1.")
+def _check_causal(config: Config) -> None:
+    """No norm and no stored token of a causal tokenizer may depend on later frames or on the place in the clip."""
+    step, frames = config.tokenizer.compression[0], config.data.frames
+    if frames < 1 or (frames - 1) % step:
+        near = max(0, round((frames - 1) / step)) * step + 1
+        raise UserError(f"config.data.frames is {frames}, but a causal tokenizer of temporal compression {step} takes one frame more "
+                        f"than a multiple of {step}; use {near}.")
+    if config.tokenizer.norm != "token":
+        raise UserError(f"config.tokenizer.norm is {config.tokenizer.norm!r}, whose statistics reach over time or are stored, but "
+                        f"config.tokenizer.causal needs one that sees no later frame; set it to 'token'.")
+    if config.data.tokens:
+        raise UserError("config.data.tokens stores the codes of long runs of frames, but the first token of a causal clip stands for "
+                        "one frame alone; set config.data.tokens or config.tokenizer.causal to False.")
+
+
+def _check_codes(tokenizer: TokenizerConfig) -> None:
+    """The quantizers without a search have as many codes as their features have combinations of values."""
+    codes, width, levels = tokenizer.codes, tokenizer.code_width, tokenizer.levels
+    if tokenizer.quantizer == "fsq" and (math.prod(levels) != codes or len(levels) != width or min(levels, default=0) < 2):
+        raise UserError(f"config.tokenizer.levels is {levels}, but the quantizer 'fsq' needs config.tokenizer.code_width, {width}, "
+                        f"levels of at least 2 whose product is config.tokenizer.codes, {codes}.")
+    if tokenizer.quantizer == "lfq" and codes != 2**width:
+        raise UserError(f"config.tokenizer.codes is {codes}, but the quantizer 'lfq' has 2 to the power of "
+                        f"config.tokenizer.code_width codes, here {2**width}; set one to fit the other.")

@@ -33,7 +33,7 @@ def load(name: str) -> ConfigDict:
     return __import__(f"configs.{name}", fromlist=["get_config"]).get_config()
 
 
-# The tokenizer_* configs are the models of others, and are built in full by the test below.
+# The tokenizer_* configs are those of other configs.
 @pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("tokenizer_")])
 def test_config_builds_and_its_full_size_model_has_consistent_shapes(name):
     locked = load(name).lock()
@@ -61,6 +61,7 @@ def test_config_builds_and_its_full_size_model_has_consistent_shapes(name):
     assert __import__(f"configs.{name}").__dict__[name].__doc__
 
 
+@pytest.mark.slow
 def test_the_whole_tokenizer_recipe_takes_a_step_at_full_size():
     config = config_lib.from_config_dict(load("tokenizer_ucf").lock())
     parts = tokenizer_stage.training_parts(config)
@@ -71,7 +72,7 @@ def test_the_whole_tokenizer_recipe_takes_a_step_at_full_size():
     step = functools.partial(tokenizer_stage.train_step, parts=parts, config=config.tokenizer, opposed=True)
     after, metrics = jax.eval_shape(step, state, video, key, perceptual)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
-    assert {"l1", "commitment", "perceptual", "adversarial", "feature_matching", "frame_real", "clip_fake"} <= set(metrics)
+    assert {"l1", "commitment", "perceptual", "adversarial", "feature_matching", "frame_logits/real", "clip_logits/fake"} <= set(metrics)
     assert all(value.shape == () for value in metrics.values())
 
 
@@ -120,6 +121,10 @@ def test_unknown_field_names_the_nearest_valid_one():
     ("transformer", "heads", 7, "does not divide"),
     ("tokenizer", "norm", "batch", "statistics come with a converted official tokenizer"),
     ("tokenizer", "norm", "layer", "must be one of group, token, batch"),
+    ("tokenizer", "causal", True, "takes one frame more than a multiple of 4; use 129"),
+    ("tokenizer", "quantizer", "vq", "must be one of ema, gradient, fsq, lfq"),
+    ("tokenizer", "quantizer", "fsq", "levels of at least 2 whose product is config.tokenizer.codes, 16384"),
+    ("tokenizer", "quantizer", "lfq", "has 2 to the power of config.tokenizer.code_width"),
     ("transformer", "layers", ("encode", "decoder"), r"layers\[1\] is 'decoder', but must be one of encode"),
     ("transformer", "flavour", "papper", "must be one of paper, modern"),
     ("tokenizer", "compression", (4, 8), "must have 3 entries"),
@@ -138,6 +143,18 @@ def test_ill_typed_or_impossible_values_are_named(group, field, value, words):
     config[group].update({field: value})  # a dict changes some fields of its group
     with pytest.raises(UserError, match=words):
         config_lib.from_config_dict(config)
+
+
+@pytest.mark.parametrize("frames, latents", [(1, 1), (5, 2), (17, 5)])
+def test_the_first_token_of_a_causal_clip_stands_for_one_frame(frames, latents):
+    config = base.get_config()
+    config.data.frames, config.tokenizer.causal, config.tokenizer.norm = frames, True, "token"
+    built = config_lib.from_config_dict(config)
+    assert built.grid == (latents, 16, 16) and built.tokenizer.frames(latents) == frames
+    for field, value, words in (("norm", "group", "needs one that sees no later frame; set it to 'token'"),):
+        config.tokenizer[field] = value
+        with pytest.raises(UserError, match=words):
+            config_lib.from_config_dict(config)
 
 
 def test_rotary_positions_need_room_in_every_head():

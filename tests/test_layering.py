@@ -7,14 +7,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mebt_jax"
 PIPELINE = ["data", "tokenizer", "masking", "transformer", "sampling", "metrics"]
-EVERYONE = {"config", "errors"}
+EVERYONE = {"config", "config_data", "errors"}
 ALLOWED = {room: {*EVERYONE, "runtime", *PIPELINE[: i + 1]} for i, room in enumerate(PIPELINE)}
 ALLOWED["runtime"] = {*EVERYONE, "runtime"}
 ALLOWED["interop"] = {*EVERYONE, "runtime", "interop", "tokenizer", "transformer", "metrics"}
 ALLOWED["stages"] = {*EVERYONE, "runtime", "interop", "stages", *PIPELINE}
 ALLOWED["main"] = {*EVERYONE, "runtime", "stages"}
-ALLOWED["aot"] = {*ALLOWED["main"], "main", "masking"}
-ALLOWED["config"] = ALLOWED["errors"] = EVERYONE
+ALLOWED["aot"] = {*ALLOWED["main"], "main", "aot", "masking", "sampling", "tokenizer"}
+ALLOWED["config"] = ALLOWED["config_data"] = ALLOWED["errors"] = EVERYONE
 
 GRAB_BAGS = {"util", "utils", "helper", "helpers", "common", "misc"}
 

@@ -22,9 +22,9 @@ from mebt_jax.errors import UserError
 
 # Batches made ahead. grain's own default of 500 would hold tens of gigabytes of 128-frame clips.
 BATCHES_AHEAD = 4
-# Which part of every batch a host reads, and of how many (`runtime.mesh.host_share`).
-Share = tuple[int, int]
-WHOLE: Share = (0, 1)
+# Which parts of every batch a host reads, and of how many even ones (`runtime.mesh.host_share`).
+Share = tuple[tuple[int, ...], int]
+WHOLE: Share = ((0,), 1)
 # Below this number of records grain's own shuffle takes longer than decoding a clip: it walks through a fixed range until it
 # meets a number in the set, 25 ms over the number of records for each clip (grain 0.2.18).
 FEW_RECORDS = 1000
@@ -34,7 +34,7 @@ class BatchIterator:
     """Endless training batches: `next()` -> {"video": uint8 [b, F, H, W, 3]}, this host's share of the global batch, or
     {"codes": int32 [b, T, h, w]} of sources of tokens. F is 1 in batches of images.
 
-    Share h of n is the rows h * b to (h + 1) * b of the global batch, b = batch_size / n.
+    Part p of n is the rows p * b to (p + 1) * b of the global batch, b = batch_size / n.
     """
 
     def __init__(self, batches: grain.MapDataset, batch_size: int, workers: int):
@@ -195,12 +195,31 @@ def _windows(record: dict, frames: int, stride: int) -> int:
     return len(record["frames" if "frames" in record else "video"]) - clips.span(frames, stride) + 1
 
 
+class _RowsOfHost(grain.MapDataset):
+    """The rows of each batch that a host reads, one batch after the other."""
+
+    def __init__(self, dataset: grain.MapDataset, batch_size: int, rows: np.ndarray):
+        super().__init__(dataset)
+        self._batch_size, self._rows = batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index % len(self), len(self._rows))
+        return self._parent[batch * self._batch_size + int(self._rows[row])]
+
+
 def shared(dataset: grain.MapDataset, batch_size: int, share: Share) -> grain.MapDataset:
     """Element k of the result is this host's share of global batch k; the other shares are never made."""
-    index, shares = share
-    if batch_size % shares:
-        raise UserError(f"The batch of {batch_size} clips does not divide among {shares} hosts; use a multiple of {shares}.")
-    return dataset.batch(batch_size // shares)[index::shares]
+    parts, number = share
+    if batch_size % number:
+        raise UserError(f"The batch of {batch_size} clips does not divide into {number} parts, one for each device or group of "
+                        f"devices; use a multiple of {number}.")
+    rows = np.arange(batch_size).reshape(number, -1)[list(parts)].reshape(-1)
+    return _RowsOfHost(dataset, batch_size, rows).batch(len(rows))
 
 
 def read(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, np.ndarray]]:

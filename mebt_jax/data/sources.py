@@ -12,7 +12,8 @@ from typing import Any
 import grain
 
 from mebt_jax import config as config_lib
-from mebt_jax.config import Config, DataConfig
+from mebt_jax.config import Config
+from mebt_jax.config_data import DataConfig, folder_field
 from mebt_jax.data import builder, clips, layouts, mirrors, preparation, video_files
 from mebt_jax.data.moving_shapes import MovingShapes
 from mebt_jax.data.official import OFFICIAL
@@ -47,8 +48,8 @@ class Sources:
 def parts_of(config: Config) -> list[Config]:
     """The config of each source by itself; it says where the records are and what they hold."""
     return [dataclasses.replace(config, data=dataclasses.replace(
-        config.data, source=part.source, source_dir=part.source_dir, mixture=(),
-        frames=1 if part.source == "images" else config.data.frames)) for part in config.data.parts]
+        config.data, source=part.source, mixture=(), frames=1 if part.source == "images" else config.data.frames,
+        **{"path": "", "source_dir": "", folder_field(part.source): part.path})) for part in config.data.parts]
 
 
 def prepare(config: Config, workdir: Path) -> None:
@@ -67,19 +68,20 @@ def prepare_part(config: Config, workdir: Path) -> None:
         return
     folder = records_folder(config, workdir)
     finished = folder.exists()
-    if finished and not (data.source_dir and Path(data.source_dir).is_dir()):
+    given = data.parts[0].path
+    if finished and not (given and Path(given).is_dir()):
         return  # the records are all that training needs; the videos may be gone
     official = OFFICIAL.get(data.source)
     # Only a machine without the archives' content needs it unpacked, and only until the records are written.
     unpacked = folder.with_name(f"{data.source}_unpacked")
-    if finished and is_packed(Path(data.source_dir)):
+    if finished and is_packed(Path(given)):
         return
     videos_folder = find_folder(data, folder.with_name(f"{data.source}_downloaded"), unpacked)
     videos = list_videos(data, videos_folder)
     if finished:
         if preparation.read_manifest(folder)["listing"] == preparation.listing_hash(videos):
             return
-        telemetry.say(f"The files in {data.source_dir} changed since {folder} was written; preparing them anew.")
+        telemetry.say(f"The files in {given} changed since {folder} was written; preparing them anew.")
     facts = {}
     if official:
         facts = {"homepage": official.builder.homepage, "real_split": official.real_split,
@@ -161,21 +163,22 @@ def prepared_folder(config: Config, workdir: Path) -> Path:
 
 
 def find_folder(data: DataConfig, downloaded: Path, unpacked: Path) -> Path:
-    """The folder that holds the videos: source_dir, or where what it holds packed, or what is fetched, is unpacked.
+    """The folder that holds the videos: the one given, or where what it holds packed, or what is fetched, is unpacked.
 
     Raises:
         UserError: there is no folder and nothing that can be fetched.
     """
     official = OFFICIAL.get(data.source)
-    advice = official.missing if official else "pass --config.data.source_dir=DIR with videos or folders of frames in it"
-    path = Path(data.source_dir)
-    if not data.source_dir and official and official.archives:
+    advice = official.missing if official else "pass --config.data.path=DIR with a folder of videos or of folders of frames"
+    given = data.parts[0].path
+    path = Path(given)
+    if not given and official and official.archives:
         for archive in official.archives:
             mirrors.fetch(archive, downloaded, by_hand=advice)
         path = downloaded
-    elif not data.source_dir or not path.is_dir():
-        problem = f"{data.source_dir!r} is not a folder" if data.source_dir else "is empty"
-        raise UserError(f"config.data.source_dir of the source {data.source!r} {problem}; {advice}.")
+    elif not given or not path.is_dir():
+        problem = f"{given!r} is not a folder" if given else "is empty"
+        raise UserError(f"config.data.{folder_field(data.source)} {problem}; {advice}.")
     if not is_packed(path):
         return path
     for archive in mirrors.find_archives(path):
@@ -207,7 +210,7 @@ def list_videos(data: DataConfig, path: Path) -> list[Video]:
 
 def _settings(data: DataConfig) -> builder.RecordSettings:
     return builder.RecordSettings(
-        source=data.source, path=str(Path(data.source_dir).resolve()) if data.source_dir else "",
+        source=data.source, path=str(Path(data.parts[0].path).resolve()) if data.parts[0].path else "",
         resolution=data.resolution, jpeg_quality=data.jpeg_quality,
         record_frames=data.record_frames, span=clips.span(data.frames, data.frame_stride),
         validation_fraction=data.validation_fraction, seed=data.seed,

@@ -63,6 +63,8 @@ def tokenizer_settings(arrays: Mapping[str, np.ndarray], hyper: Mapping[str, Any
     settings = {
         "tokenizer.compression": tuple(int(factor) for factor in compression),
         "tokenizer.patch": (1, 1, 1),
+        "tokenizer.causal": False,
+        "tokenizer.quantizer": "ema",
         "tokenizer.hidden": shape_of(arrays, "encoder.conv_first.conv.weight")[0],
         "tokenizer.codes": codes,
         "tokenizer.code_width": width,

@@ -59,11 +59,16 @@ def tokenizer_parts(config: TokenizerConfig) -> dict[str, Part]:
     """"tokenizer" and "codebook": their leaves in the official VQGAN that computes the same.
 
     Raises:
-        UserError: the tokenizer folds patches, which no official one does.
+        UserError: the tokenizer folds patches or has another quantizer, which no official one does.
     """
     if config.patch != (1, 1, 1):
         raise UserError(f"config.tokenizer.patch is {config.patch}, but official tokenizers fold no patches; "
                         "set it to (1, 1, 1).")
+    if config.causal:
+        raise UserError("config.tokenizer.causal is True, but official tokenizers pad symmetrically; set it to False.")
+    if config.quantizer != "ema":
+        raise UserError(f"config.tokenizer.quantizer is {config.quantizer!r}, but official tokenizers have a codebook of running "
+                        "averages; set it to 'ema'.")
     width = (config.codes, config.code_width)
     shapes = {"embeddings": width, "counts": width[:1], "sums": width}
     return {"tokenizer": part_of(abstract_tokenizer(config), _tokenizer_pair),

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mebt_jax.config import MeshConfig
@@ -63,7 +64,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         raise UserError(f"config.mesh asks for {asked}, that is {used} devices, but a run of several processes must use all "
                         f"its {len(devices)}; set one axis to -1.")
     # Auto: the compiler places intermediate values; by default every matrix product would have to name its sharding.
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:used])
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices[:used]})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices[:used])
+    # TPU slices are connected by a network that is a hundred times slower than the links within one.
+    if sizes["data"] % slices:
+        raise UserError(f"config.mesh has data={sizes['data']}, but this run has {slices} slices, which only the data axis may "
+                        f"span; make it a multiple of {slices}.")
+    within = (sizes["data"] // slices, *(sizes[axis] for axis in AXES[1:]))
+    placed = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1, 1), devices[:used], allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -81,6 +92,13 @@ def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
     if batch_size % shards:
         raise UserError(f"{field} gives {batch_size} clips at a time, which do not spread evenly over the {shards} devices "
                         f"of the mesh's data and fsdp axes; make it a multiple of {shards} or set config.mesh.")
+
+
+def check_heads(mesh: Mesh, heads: int) -> None:
+    """Raises UserError if the heads of the transformer cannot be spread evenly over the tensor axis."""
+    if heads % mesh.shape["tensor"]:
+        raise UserError(f"config.mesh.tensor is {mesh.shape['tensor']}, which does not divide config.transformer.heads {heads}; "
+                        f"choose one of its divisors.")
 
 
 def on_mesh(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -191,36 +209,37 @@ def _devices(mesh: Any, names: str | tuple[str, ...]) -> int:
     return int(np.prod([mesh.shape[name] for name in ((names,) if isinstance(names, str) else names)]))
 
 
-def host_share(mesh: Mesh) -> tuple[int, int]:
-    """(i, n): the devices of this process hold the i-th of n even parts of every batch.
+def host_share(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+    """(parts, n): of n even parts of every batch, those that the devices of this process hold.
 
-    Processes hold the same part where one clip is split over devices of several.
-
-    Raises:
-        UserError: they hold rows that are not one such part.
+    They need not be neighbours, and processes share a part where a clip is split over devices of several.
     """
-    shards = _devices(mesh, BATCH_AXES)
-    of_part = mesh.devices.reshape(shards, -1)  # rows: the devices that hold each part
-    mine = [part for part in range(shards) if any(one.process_index == jax.process_index() for one in of_part[part])]
-    number, start = len(mine), mine[0] // len(mine)
-    if mine != list(range(start * number, start * number + number)) or shards % number:
-        raise UserError(f"The mesh {dict(mesh.shape)} gives process {jax.process_index()} the parts {mine} of {shards} of a "
-                        f"batch, which are not one stretch; choose config.mesh so that data times fsdp is a multiple of the "
-                        f"{jax.process_count()} processes or divides it.")
-    return start, shards // number
+    of_part = mesh.devices.reshape(_devices(mesh, BATCH_AXES), -1)  # [n, devices that hold the part]
+    mine = [part for part, devices in enumerate(of_part) if any(d.process_index == jax.process_index() for d in devices)]
+    return (tuple(mine), len(of_part)) if len(mine) < len(of_part) else ((0,), 1)
 
 
-def host_rows(mesh: Mesh, rows: int) -> slice:
-    """Those of `rows` rows of a batch that the devices of this process hold."""
-    share, shares = host_share(mesh)
-    return slice(share * rows // shares, (share + 1) * rows // shares)
+def host_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """Numbers of those of the `rows` rows of a batch that the devices of this process hold."""
+    parts, number = host_share(mesh)
+    return np.arange(rows).reshape(number, -1)[list(parts)].reshape(-1)
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Global arrays [B, ...] from this process's rows (`host_rows`) of each field, split by `batch_sharding`."""
-    sharding, (_, shares) = batch_sharding(mesh), host_share(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(rows), (shares * len(rows), *rows.shape[1:]))
-            for name, rows in batch.items()}
+    parts, number = host_share(mesh)
+
+    def put(rows: np.ndarray) -> jax.Array:
+        size = len(rows) // len(parts)
+
+        def of_device(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(number * size)
+            first = parts.index(start // size) * size + start % size
+            return rows[first:first + stop - start]
+
+        return jax.make_array_from_callback((number * size, *rows.shape[1:]), batch_sharding(mesh), of_device)
+
+    return {name: put(np.asarray(rows)) for name, rows in batch.items()}
 
 
 def put_rows(mesh: Mesh, *arrays: np.ndarray) -> tuple[jax.Array, ...]:

@@ -62,7 +62,7 @@ def interpolate(config: Config, first: int, last: int) -> Task:
     """The frames between the first `first` and the last `last`."""
     most = config.data.frames - config.tokenizer.compression[0]
     _check_frames(config, first, "given_frames", most)
-    _check_frames(config, last, "given_last_frames", most)
+    _check_frames(config, last, "given_last_frames", most, at_start=False)
     drawn = np.zeros(_size(config), bool)
     drawn[first:config.data.frames - last] = True
     if not drawn.any():
@@ -194,7 +194,9 @@ def read_clip(video: Video, config: Config) -> np.ndarray:
 
 def _task(name: str, config: Config, drawn: np.ndarray) -> Task:
     (frames, height, width), (t, h, w) = config.grid, config.tokenizer.compression
-    cells = drawn.reshape(frames, t, height, h, width, w)
+    # A causal tokenizer's first token stands for one frame: here as often as the others have frames.
+    padded = np.pad(drawn, ((frames * t - len(drawn), 0), (0, 0), (0, 0)), mode="edge")
+    cells = padded.reshape(frames, t, height, h, width, w)
     return Task(name, drawn, known=~cells.any(axis=(1, 3, 5)))
 
 
@@ -208,12 +210,14 @@ def _after(name: str, config: Config, frames: int) -> Task:
     return _task(name, config, drawn)
 
 
-def _check_frames(config: Config, frames: int, field: str, most: int) -> None:
+def _check_frames(config: Config, frames: int, field: str, most: int, *, at_start: bool = True) -> None:
     step = config.tokenizer.compression[0]
+    extra = 1 if at_start and config.tokenizer.causal else 0  # the frame of the first token
     if not 0 < frames <= most:
-        raise UserError(f"config.sample.{field} is {frames}, but must be from {step} to {most}, as a clip has "
+        raise UserError(f"config.sample.{field} is {frames}, but must be from {extra or step} to {most}, as a clip has "
                         f"{config.data.frames} frames.")
-    if frames % step:
-        near = max(step, round(frames / step) * step)
-        raise UserError(f"config.sample.{field} is {frames}, but a token stands for {step} frames; use a "
-                        f"multiple, such as {near}.")
+    if (frames - extra) % step:
+        near = max(extra or step, round((frames - extra) / step) * step + extra)
+        after = " and the first for one" if extra else ""
+        raise UserError(f"config.sample.{field} is {frames}, but a token stands for {step} frames{after}; use "
+                        f"{'one more than ' if extra else ''}a multiple, such as {near}.")

@@ -20,7 +20,7 @@ from mebt_jax.metrics.protocols import ClipForm, Protocol
 from mebt_jax.metrics.results import Result, mean
 from mebt_jax.metrics.statistics import Estimate
 from mebt_jax.runtime import mesh as mesh_lib, pictures, telemetry, workdir as workdir_lib
-from mebt_jax.stages import feature_networks, transformer as transformer_stage
+from mebt_jax.stages import evaluate_tokenizer, feature_networks, transformer as transformer_stage
 from mebt_jax.stages.evaluated_clips import (
     GeneratedClips, MeasuredClips, compiled_measure, decode_some, generated_clips, load_generated, measure_clips)
 from mebt_jax.stages.tokenizer import load_tokenizer
@@ -41,6 +41,9 @@ def run(config: Config, workdir: Path) -> None:
         UserError: the mesh, the batch size or a checkpoint do not fit, the generated clips are of another tokenizer, or there
             are fewer clips or other weights than the protocol asks for.
     """
+    if workdir_lib.tokenizer_alone(config, workdir):
+        evaluate_tokenizer.run(config, workdir)
+        return
     # ---- models and data --------------------------------------------------------------------------------------------
     mesh = mesh_lib.make_mesh(config.mesh)
     size = config.evaluate.batch_size

@@ -68,6 +68,7 @@ class Sampler:
     @classmethod
     def from_workdir(cls, config: Config, workdir: Path) -> "Sampler":
         mesh = mesh_lib.make_mesh(config.mesh)
+        mesh_lib.check_heads(mesh, config.transformer.heads)
         tokenizer = load_tokenizer(config, workdir, mesh)
         return cls(config, tokenizer, load_transformer(config, workdir, mesh, tokenizer.content_hash), mesh)
 
@@ -148,30 +149,32 @@ class Sampler:
                 seed: int | None = None, bar: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Codes int32 [n, t, H, W] and frames uint8 [n, f, H, W, 3] that each window adds to videos of `frames` frames.
 
-        Every window after the first is drawn with the last `overlap` frames of the one before as given.
+        Every window after the first is drawn with the last `overlap` frames of the one before as given: their tokens, or with a
+        causal tokenizer, whose first token is unlike the others, the tokens that these frames have as the start of a clip.
         """
         if len(numbers) > self.config.sample.batch_size:
             raise UserError(f"{len(numbers)} videos are to be extended at once, but config.sample.batch_size is "
                             f"{self.config.sample.batch_size}; extend fewer, or raise it.")
         clips, ((numbers, videos),) = len(numbers), self.batches(numbers, videos)
-        step, keys = self.config.tokenizer.compression[0], self._keys(seed, numbers)
+        tokenizer, keys, video = self.config.tokenizer, self._keys(seed, numbers), np.empty(0)
         codes = None if videos is None else self.encode(task, videos)
         for number, drawn in enumerate(self.window_tasks(task, frames, overlap)):
             old = 0  # latent frames that the window before has shown
             if number:
                 old = int(drawn.known.any(axis=(1, 2)).sum())
-                codes = _shifted(codes, old)
+                codes = self.encode(drawn, video[:, -tokenizer.frames(old):]) if tokenizer.causal else _shifted(codes, old)
             if not drawn.known.all():
                 codes = self._decode(drawn, _window_keys(keys, number) if number else keys, codes, bar).codes
-            added = self.on_host(self.pixels.video(codes))[:clips, old * step:][:, :frames]  # [n, f, H, W, 3]
+            video = self.on_host(self.pixels.video(codes))  # [B, F, H, W, 3]
+            added = video[:clips, tokenizer.frames(old) if old else 0:][:, :frames]  # [n, f, H, W, 3]
             frames -= added.shape[1]
             yield self.on_host(codes)[:clips, old:], added
 
     def window_tasks(self, task: Task, frames: int, overlap: int = 0) -> list[Task]:
         """What each window of a video of `frames` frames draws; the first one draws `task`, or nothing if all is given."""
-        step, window = self.config.tokenizer.compression[0], self.config.data.frames
-        later = tasks.continuation(self.config, overlap or max(1, window // step // 2) * step)
-        kept = int(later.known.any(axis=(1, 2)).sum()) * step
+        tokenizer, window = self.config.tokenizer, self.config.data.frames
+        later = tasks.continuation(self.config, overlap or tokenizer.frames(max(1, self.config.grid[0] // 2)))
+        kept = tokenizer.frames(int(later.known.any(axis=(1, 2)).sum()))
         return [task] + [later] * max(0, -(-(frames - window) // (window - kept)))
 
     def encode(self, task: Task, videos: Sequence[np.ndarray]) -> jax.Array:
@@ -213,8 +216,8 @@ class Sampler:
             given = {"codes": codes, "known": known}
         try:
             return decode.decode(self.transformer.graphdef, self.transformer.params, self.plan(task), self.config.grid, keys,
-                                 block=self.config.transformer.loss_block, sharding=mesh_lib.batch_sharding(self.mesh),
-                                 on_pass=None if bar is None else bar.update, **given)
+                                 sharding=mesh_lib.batch_sharding(self.mesh), on_pass=None if bar is None else bar.update,
+                                 **given)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

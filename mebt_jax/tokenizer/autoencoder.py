@@ -6,6 +6,9 @@ runs at a lower resolution, and adds a learned linear shortcut around it (after 
 2024, whose shortcuts have no parameters). `fitting.py` starts the shortcuts at the principal components of the patches and the
 network in silence, so that it only learns what a linear map of the pixels cannot do.
 
+A causal tokenizer (`config.tokenizer.causal`) sees no later frame: its first token stands for one frame, so that an image is a
+clip, and every other for `compression[0]` frames; long videos pass through it in pieces (`streaming.py`).
+
 A patch of the whole compression makes the encoder pointwise: a code then follows from its own patch alone, and equal patches
 have equal codes whatever lies around them, which leaves the transformer less to guess.
 """
@@ -19,7 +22,7 @@ from mebt_jax.config import TokenizerConfig
 from mebt_jax.runtime.checkpoints import content_hash
 from mebt_jax.runtime.mesh import constrain
 from mebt_jax.tokenizer import quantizers
-from mebt_jax.tokenizer.convolutions import SameConv3d, SameConvTranspose3d, Size
+from mebt_jax.tokenizer.convolutions import Past, SameConv3d, SameConvTranspose3d, Size
 from mebt_jax.tokenizer.norms import make_norm
 
 COLOURS = 3
@@ -27,10 +30,10 @@ OUTPUT_GAIN = 0.1  # of the last convolution: an untrained decoder paints mid-gr
 
 
 class Tokenizer(nnx.Module):
-    """Encoder, decoder and the projections to and from the code width; the codebook is not a part of it."""
+    """Encoder, decoder and the projections to and from the code width; a codebook is a part of it only if trained by gradient."""
 
     def __init__(self, config: TokenizerConfig, *, rngs: nnx.Rngs):
-        self.patch, self.compression = config.patch, config.compression
+        self.patch, self.compression, self.causal = config.patch, config.compression, config.causal
         dtype = jnp.dtype(config.dtype)
         strides = level_strides(config.compression, config.patch)
         top = config.hidden * 2**len(strides)
@@ -45,31 +48,51 @@ class Tokenizer(nnx.Module):
             self.shortcut_in = shortcut(patch_channels(config.compression), config.code_width, dtype=dtype, rngs=rngs)
             self.shortcut_out = shortcut(config.code_width, patch_channels(config.compression), dtype=dtype, rngs=rngs)
 
-    def encode(self, video: jax.Array) -> jax.Array:
-        """Video in [-0.5, 0.5], [B, F, H, W, 3] -> features before quantization, float32 [B, T, H, W, E]."""
+        trained = config.quantizer == "gradient"
+        self.codes = nnx.Param(jax.random.normal(rngs.params(), (config.codes, config.code_width))) if trained else None
+
+    def encode(self, video: jax.Array, past: Past | None = None) -> jax.Array:
+        """Video in [-0.5, 0.5], [B, F, H, W, 3] -> features before quantization, float32 [B, T, H, W, E].
+
+        A causal tokenizer takes a past where the video is a piece of a stream; see streaming.py.
+        """
+        past = self._past(past)
         video = constrain(video, "batch", None, "rows", "columns", None)
-        features = self.to_features(self.encoder(fold_patches(video, self.patch)))
+        features = self.to_features(self.encoder(fold_patches(video, self.patch, past), past))
         if self.patch != (1, 1, 1):
-            features = features + self.shortcut_in(fold_patches(video, self.compression))
+            features = features + self.shortcut_in(self.whole_patches(video, past))
         return constrain(features.astype(jnp.float32), "batch", None, "rows", "columns", None)
 
-    def decode(self, embeddings: jax.Array) -> jax.Array:
+    def decode(self, embeddings: jax.Array, past: Past | None = None) -> jax.Array:
         """Embeddings [B, T, H, W, E] -> video, float32 [B, F, H, W, 3], near [-0.5, 0.5] but not clipped to it."""
+        past = self._past(past)
         embeddings = constrain(embeddings, "batch", None, "rows", "columns", None)
-        video = unfold_patches(self.decoder(self.from_embeddings(embeddings)), self.patch)
+        video = unfold_patches(self.decoder(self.from_embeddings(embeddings), past), self.patch, past)
         if self.patch != (1, 1, 1):
-            video = video + unfold_patches(self.shortcut_out(embeddings), self.compression)
+            video = video + unfold_patches(self.shortcut_out(embeddings), self.compression, past)
         return constrain(video.astype(jnp.float32), "batch", None, "rows", "columns", None)
+
+    def whole_patches(self, video: jax.Array, past: Past | None = None) -> jax.Array:
+        """Video [B, F, H, W, 3] -> the pixels that each token stands for, [B, T, H, W, P]."""
+        return fold_patches(video, self.compression, self._past(past))
+
+    def _past(self, past: Past | None) -> Past | None:
+        return Past() if self.causal and past is None else past
 
 
 def encode_to_codes(tokenizer: Tokenizer, codebook: quantizers.Codebook, video: jax.Array) -> jax.Array:
     """Video in [-0.5, 0.5], [B, F, H, W, 3] -> code indices, int32 [B, T, H, W]."""
-    return quantizers.nearest_codes(codebook, tokenizer.encode(video))
+    return quantizers.nearest_codes(own_codes(tokenizer, codebook), tokenizer.encode(video))
 
 
 def decode_codes(tokenizer: Tokenizer, codebook: quantizers.Codebook, codes: jax.Array) -> jax.Array:
     """Code indices [B, T, H, W] -> video, float32 [B, F, H, W, 3]."""
-    return tokenizer.decode(quantizers.lookup(codebook, codes))
+    return tokenizer.decode(quantizers.lookup(own_codes(tokenizer, codebook), codes))
+
+
+def own_codes(tokenizer: Tokenizer, codebook: quantizers.Codebook) -> quantizers.Codebook:
+    """The codebook with the embeddings that are parameters of the tokenizer, where they are."""
+    return codebook if tokenizer.codes is None else codebook.replace(embeddings=tokenizer.codes[...])
 
 
 def tokenizer_hash(params: nnx.State, codebook: quantizers.Codebook) -> str:
@@ -91,16 +114,21 @@ def level_strides(compression: Size, patch: Size) -> tuple[Size, ...]:
     return tuple(tuple(2 if n > level else 1 for n in halvings) for level in range(levels))
 
 
-def fold_patches(video: jax.Array, patch: Size) -> jax.Array:
-    """Space to depth: [B, F, H, W, C] -> [B, F/pf, H/ph, W/pw, pf*ph*pw*C]."""
+def fold_patches(video: jax.Array, patch: Size, past: Past | None = None) -> jax.Array:
+    """Space to depth: [B, F, H, W, C] -> [B, F/pf, H/ph, W/pw, pf*ph*pw*C].
+
+    Where a past begins, the first frame fills a patch of its own: 1 + pf * n frames become 1 + n.
+    """
     pf, ph, pw = patch
+    video = video if past is None else past.lead(video, first=pf - 1, later=0)
     return rearrange(video, "b (f pf) (h ph) (w pw) c -> b f h w (pf ph pw c)", pf=pf, ph=ph, pw=pw)
 
 
-def unfold_patches(x: jax.Array, patch: Size) -> jax.Array:
+def unfold_patches(x: jax.Array, patch: Size, past: Past | None = None) -> jax.Array:
     """Depth to space, the inverse of `fold_patches`."""
     pf, ph, pw = patch
-    return rearrange(x, "b f h w (pf ph pw c) -> b (f pf) (h ph) (w pw) c", pf=pf, ph=ph, pw=pw)
+    video = rearrange(x, "b f h w (pf ph pw c) -> b (f pf) (h ph) (w pw) c", pf=pf, ph=ph, pw=pw)
+    return video[:, pf - 1:] if past is not None and past.begins else video
 
 
 class Encoder(nnx.Module):
@@ -115,10 +143,10 @@ class Encoder(nnx.Module):
         ])
         self.norm = make_norm(norm, hidden * 2**len(strides), dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.first(x)
+    def __call__(self, x: jax.Array, past: Past | None) -> jax.Array:
+        x = self.first(x, past)
         for level in self.levels:
-            x = level.refine(level.down(x))
+            x = level.refine(level.down(x, past), past)
         return jax.nn.silu(self.norm(x))
 
 
@@ -136,11 +164,11 @@ class Decoder(nnx.Module):
         ])
         self.last = SameConv3d(2 * hidden, patch_channels(patch), (3, 3, 3), dtype=dtype, gain=gain, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, past: Past | None) -> jax.Array:
         x = jax.nn.silu(self.norm(x))
         for level in self.levels:
-            x = level.refine2(level.refine1(level.up(x)))
-        return self.last(x)
+            x = level.refine2(level.refine1(level.up(x, past), past), past)
+        return self.last(x, past)
 
 
 class DownLevel(nnx.Module):
@@ -170,9 +198,9 @@ class ResidualBlock(nnx.Module):
         self.norm2 = make_norm(norm, channels, dtype=dtype, rngs=rngs)
         self.conv2 = SameConv3d(channels, channels, kernel, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.conv1(jax.nn.silu(self.norm1(x)))
-        return x + self.conv2(jax.nn.silu(self.norm2(y)))
+    def __call__(self, x: jax.Array, past: Past | None) -> jax.Array:
+        y = self.conv1(jax.nn.silu(self.norm1(x)), past)
+        return x + self.conv2(jax.nn.silu(self.norm2(y)), past)
 
 
 def level_kernel(strides: Size, kernel: Size) -> Size:

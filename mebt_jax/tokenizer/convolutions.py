@@ -4,9 +4,14 @@ Everything the encoder and decoder compute with convolutions goes through `convo
 slow (most of all its gradients), so there it is written as a sum of 2D convolutions, one per temporal tap of the kernel;
 GPU and TPU get the 3D convolution itself. A transposed convolution is written as a dense one that makes all sub-pixel
 phases at once, so no zeros are multiplied on any hardware. `benchmarks/convolutions.py` measures the choices.
+
+The layers pad symmetrically, as the official ones do, unless they are given a `Past`: then no output sees a later frame (after the
+causal convolutions of MAGVIT-v2, Yu et al. 2023, section 3.2). In place of later frames there are earlier ones, the first
+repeated before the start. Sizes follow: 1 + s * n frames become 1 + n and back, and a video may come in pieces.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,19 +35,26 @@ def convolve_directly(x: jax.Array, kernel: jax.Array, strides: Size = (1, 1, 1)
 
 
 def convolve_by_taps(x: jax.Array, kernel: jax.Array, strides: Size = (1, 1, 1)) -> jax.Array:
-    """`convolve` as a sum of 2D convolutions, one per temporal tap of the kernel, over frames folded into the batch."""
+    """`convolve` as a sum of 2D convolutions, one per temporal tap of the kernel, over frames folded into the batch.
+
+    Each makes one column too many, of zeros beyond the edge, which is cut off again: XLA's CPU backend computes convolutions
+    without any padding several times slower than those with some (benchmarks/RESULTS.md). A kernel of one pixel is a matrix
+    product to XLA, and fast as it is.
+    """
     batch, taps, stride = x.shape[0], kernel.shape[0], strides[0]
     span = stride * ((x.shape[1] - taps) // stride) + 1  # from the first to the last frame that one tap meets
+    width = (x.shape[3] - kernel.shape[2]) // strides[2] + 1
+    beyond = strides[2] * width + kernel.shape[2] - x.shape[3] if kernel.shape[1:3] != (1, 1) else 0
     total = None
     for tap in range(taps):
         frames = rearrange(x[:, tap:tap + span:stride], "b f h w c -> (b f) h w c")
-        part = lax.conv_general_dilated(frames, kernel[tap], strides[1:], "VALID",
+        part = lax.conv_general_dilated(frames, kernel[tap], strides[1:], ((0, 0), (0, beyond)),
                                         dimension_numbers=("NHWC", "HWIO", "NHWC"))
         total = part if total is None else total + part
-    return rearrange(total, "(b f) h w c -> b f h w c", b=batch)
+    return rearrange(total[:, :, :width], "(b f) h w c -> b f h w c", b=batch)
 
 
-def convolve_transposed(x: jax.Array, kernel: jax.Array, strides: Size) -> jax.Array:
+def convolve_transposed(x: jax.Array, kernel: jax.Array, strides: Size, cut: tuple[int, int] | None = None) -> jax.Array:
     """Transposed convolution of a padded input, cut to what a same-size convolution leaves.
 
     Along an axis of size n, stride s and kernel size k (a multiple of s), output o is the sum over inputs i of
@@ -53,6 +65,7 @@ def convolve_transposed(x: jax.Array, kernel: jax.Array, strides: Size) -> jax.A
         x: [B, F, H, W, I].
         kernel: [f, h, w, I, O], in the orientation of PyTorch's ConvTranspose3d with padding k - 1.
         strides: per axis; each must divide its kernel size.
+        cut: frames to leave out of the s * (F - f/s + 1) at the front and at the back; default s - 1 each, as on the other axes.
 
     Returns:
         [B, F', H', W', O] with F' = s * (F - f/s) - s + 2 per axis.
@@ -61,7 +74,31 @@ def convolve_transposed(x: jax.Array, kernel: jax.Array, strides: Size) -> jax.A
     phases = rearrange(kernel, "(f sf) (h sh) (w sw) i o -> f h w i (sf sh sw o)", sf=sf, sh=sh, sw=sw)
     y = convolve(x, jnp.flip(phases, (0, 1, 2)))
     y = rearrange(y, "b f h w (sf sh sw o) -> b (f sf) (h sh) (w sw) o", sf=sf, sh=sh, sw=sw)
-    return y[:, sf - 1:y.shape[1] - (sf - 1), sh - 1:y.shape[2] - (sh - 1), sw - 1:y.shape[3] - (sw - 1)]
+    front, back = cut or (sf - 1, sf - 1)
+    return y[:, front:y.shape[1] - back, sh - 1:y.shape[2] - (sh - 1), sw - 1:y.shape[3] - (sw - 1)]
+
+
+class Past:
+    """What the causal layers saw last, one after the other in the order of their calls: the state of a stream.
+
+    `Past()` begins a video, and is all that a whole one needs. After the layers were called, `after` is what
+    `Past(after)` needs for the frames that follow.
+    """
+
+    def __init__(self, before: Sequence[jax.Array] | None = None):
+        self.begins = before is None
+        self.after: list[jax.Array] = []
+        self._before = iter(before or ())
+
+    def lead(self, x: jax.Array, first: int, later: int) -> jax.Array:
+        """[B, F, H, W, C] with what comes before: the first frame `first` times, or the last `later` frames of the stream."""
+        if self.begins:
+            x = jnp.concatenate([jnp.repeat(x[:, :1], first, axis=1), x], axis=1)
+        elif later:
+            x = jnp.concatenate([next(self._before), x], axis=1)
+        if later:
+            self.after.append(x[:, -later:])
+        return x
 
 
 def pad_same(x: jax.Array, kernel_size: Size, strides: Size) -> jax.Array:
@@ -90,9 +127,14 @@ class SameConv3d(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,)))
         self.kernel_size, self.strides, self.dtype = kernel_size, strides, dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, F, H, W, I] -> [B, F/s, H/s, W/s, O]; every size must be a multiple of its stride."""
-        x = pad_same(x.astype(self.dtype), self.kernel_size, self.strides)
+    def __call__(self, x: jax.Array, past: Past | None = None) -> jax.Array:
+        """[B, F, H, W, I] -> [B, F/s, H/s, W/s, O]; every size must be a multiple of its stride, or with a past that begins one
+        frame more than that, which gives one frame more."""
+        x, around = x.astype(self.dtype), self.kernel_size
+        if past is not None:
+            taps, stride = around[0], self.strides[0]
+            x, around = past.lead(x, first=taps - 1, later=taps - stride), (stride, *around[1:])
+        x = pad_same(x, around, self.strides)
         y = convolve(x, self.kernel[...].astype(self.dtype), self.strides)
         return y + jnp.expand_dims(self.bias[...].astype(self.dtype), (0, 1, 2, 3))
 
@@ -107,8 +149,13 @@ class SameConvTranspose3d(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,)))
         self.kernel_size, self.strides, self.dtype = kernel_size, strides, dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, F, H, W, I] -> [B, F*s, H*s, W*s, O]."""
-        x = pad_same(x.astype(self.dtype), self.kernel_size, self.strides)
-        y = convolve_transposed(x, self.kernel[...].astype(self.dtype), self.strides)
+    def __call__(self, x: jax.Array, past: Past | None = None) -> jax.Array:
+        """[B, F, H, W, I] -> [B, F*s, H*s, W*s, O]; of a past that begins, the first frame gives one frame and not s."""
+        x, around, cut = x.astype(self.dtype), self.kernel_size, None
+        if past is not None:
+            stride = self.strides[0]
+            met = around[0] // stride - 1  # frames before its own that an output meets
+            x, around, cut = past.lead(x, met, met), (stride, *around[1:]), (stride - 1 if past.begins else 0, 0)
+        x = pad_same(x, around, self.strides)
+        y = convolve_transposed(x, self.kernel[...].astype(self.dtype), self.strides, cut)
         return y + jnp.expand_dims(self.bias[...].astype(self.dtype), (0, 1, 2, 3))

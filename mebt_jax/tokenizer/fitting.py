@@ -2,7 +2,8 @@
 
 A folded tokenizer (`config.tokenizer.patch`) has linear shortcuts from the pixels of a patch to its features and back. They
 start at the principal components of real patches and the codes at the centres that k-means finds among their features: what
-thousands of steps would otherwise be spent on is solved in seconds. The official network starts its codes at random features.
+thousands of steps would otherwise be spent on is solved in seconds. Where the codes are a fixed grid the components are scaled to
+it, and the way back is the best linear map of the codes. The official network starts its codes at random features.
 """
 
 import jax
@@ -11,7 +12,7 @@ from flax import nnx
 from jax import lax
 
 from mebt_jax.tokenizer import quantizers
-from mebt_jax.tokenizer.autoencoder import Tokenizer, fold_patches
+from mebt_jax.tokenizer.autoencoder import Tokenizer
 from mebt_jax.tokenizer.quantizers import Codebook
 
 FEATURES_PER_CODE, MOST_FEATURES = 128, 65_536  # tokens to fit to; the clips that hold them are `clips_needed`
@@ -35,19 +36,31 @@ def fit(tokenizer: Tokenizer, codebook: Codebook, video: jax.Array, key: jax.Arr
         key: for the choice of first centres.
         batch_size: clips per training step, which the running counts of the codebook refer to.
     """
-    if tokenizer.patch == (1, 1, 1):
-        return tokenizer, quantizers.init_from_features(codebook, tokenizer.encode(video[:batch_size]), key)
-    fit_shortcuts(tokenizer, video)
-    features = tokenizer.encode(video)  # [n, T, H, W, E]
-    centres = cluster(features, codebook, key)  # [V, E]
-    codes = quantizers.nearest_codes(centres, features)
-    counts = quantizers.count_codes(codes, codebook.counts.size) * (batch_size / len(video))
-    return tokenizer, centres.replace(counts=counts, sums=counts[:, None] * centres.embeddings)
+    folded = tokenizer.patch != (1, 1, 1)
+    if folded:
+        fit_shortcuts(tokenizer, video)
+    if codebook.kind in ("fsq", "lfq"):
+        if folded:
+            fit_grid(tokenizer, codebook, video)
+        return tokenizer, codebook
+    if folded:
+        features = tokenizer.encode(video)  # [n, T, H, W, E]
+        codebook = cluster(features, codebook, key)
+        codes = quantizers.nearest_codes(codebook, features)
+        counts = quantizers.count_codes(codes, codebook.counts.size) * (batch_size / len(video))
+        sums = counts[:, None] * codebook.embeddings if codebook.kind == "ema" else None
+        codebook = codebook.replace(counts=counts, sums=sums)
+    else:
+        codebook = quantizers.init_from_features(codebook, tokenizer.encode(video[:batch_size]), key)
+    if codebook.kind == "gradient":
+        tokenizer.codes[...] = codebook.embeddings
+        codebook = codebook.replace(embeddings=None)
+    return tokenizer, codebook
 
 
 def fit_shortcuts(tokenizer: Tokenizer, video: jax.Array) -> None:
     """Sets the shortcuts in place so that they encode and decode `video` [n, F, H, W, 3] with the least squared error."""
-    patches = fold_patches(video, tokenizer.compression)  # [n, T, H, W, P]
+    patches = tokenizer.whole_patches(video)  # [n, T, H, W, P]
     mean = patches.mean(axis=(0, 1, 2, 3))  # [P]
     centred = patches.reshape(-1, mean.size) - mean[None]  # [n T H W, P]
     covariance = jnp.matmul(centred.T, centred, precision=lax.Precision.HIGHEST) / len(centred)
@@ -59,6 +72,21 @@ def fit_shortcuts(tokenizer: Tokenizer, video: jax.Array) -> None:
     tokenizer.shortcut_in.bias[...] = -jnp.matmul(mean, components, precision=lax.Precision.HIGHEST)
     tokenizer.shortcut_out.kernel[...] = components.T
     tokenizer.shortcut_out.bias[...] = mean
+
+
+def fit_grid(tokenizer: Tokenizer, codebook: Codebook, video: jax.Array) -> None:
+    """Scales the fitted shortcut in place to features of variance 1 over `video` [n, F, H, W, 3], which spread over the values of
+    a fixed grid, and sets the one back to the least squared error from the codes."""
+    scale = 1 / jnp.maximum(tokenizer.encode(video).std(axis=(0, 1, 2, 3)), 1e-6)  # [E]
+    tokenizer.shortcut_in.kernel[...] = tokenizer.shortcut_in.kernel[...] * scale[None]
+    tokenizer.shortcut_in.bias[...] = tokenizer.shortcut_in.bias[...] * scale
+    codes = quantizers.nearest_codes(codebook, tokenizer.encode(video))  # [n, T, H, W]
+    chosen = quantizers.lookup(codebook, codes.reshape(-1))  # [n T H W, E]
+    chosen = jnp.pad(chosen, ((0, 0), (0, 1)), constant_values=1.0)  # the last is the bias
+    patches = tokenizer.whole_patches(video).reshape(len(chosen), -1)  # [n T H W, P]
+    products = [jnp.matmul(chosen.T, x, precision=lax.Precision.HIGHEST) / len(chosen) for x in (chosen, patches)]
+    solution = jnp.linalg.solve(products[0] + 1e-6 * jnp.eye(chosen.shape[1]), products[1])  # [E + 1, P]
+    tokenizer.shortcut_out.kernel[...], tokenizer.shortcut_out.bias[...] = solution[:-1], solution[-1]
 
 
 def cluster(features: jax.Array, codebook: Codebook, key: jax.Array) -> Codebook:

@@ -10,7 +10,7 @@ from flax import struct
 
 from mebt_jax.config import TokenizerConfig
 from mebt_jax.tokenizer import quantizers
-from mebt_jax.tokenizer.autoencoder import Tokenizer
+from mebt_jax.tokenizer.autoencoder import Tokenizer, own_codes
 from mebt_jax.tokenizer.perceptual import LPIPS
 
 
@@ -21,7 +21,7 @@ class TokenizerOutput:
     reconstruction: jax.Array  # [B, F, H, W, 3] float32
     features: jax.Array  # [B, T, H, W, E] float32
     codes: jax.Array  # [B, T, H, W] int32
-    metrics: dict[str, jax.Array]  # scalars, see `code_loss` and `reconstruction_loss`
+    metrics: dict[str, jax.Array]  # scalars, see `quantizers.quantize` and `reconstruction_loss`
 
 
 def tokenizer_loss(tokenizer: Tokenizer, codebook: quantizers.Codebook, video: jax.Array, config: TokenizerConfig,
@@ -30,7 +30,7 @@ def tokenizer_loss(tokenizer: Tokenizer, codebook: quantizers.Codebook, video: j
 
     Args:
         tokenizer: the network; differentiate with respect to its parameters.
-        codebook: constant here, it learns by `quantizers.update_codebook`.
+        codebook: constant here, what it counts and averages follows by `quantizers.update_codebook`.
         video: [B, F, H, W, 3] in [-0.5, 0.5].
         config: the weights and the number of codes.
         perceptual, frame: see `reconstruction_loss`.
@@ -42,18 +42,11 @@ def tokenizer_loss(tokenizer: Tokenizer, codebook: quantizers.Codebook, video: j
 
 def code_loss(tokenizer: Tokenizer, codebook: quantizers.Codebook, video: jax.Array,
               config: TokenizerConfig) -> tuple[jax.Array, TokenizerOutput]:
-    """One pass through the tokenizer, and the weighted terms of its features and codes.
-
-    Metrics: commitment; quantization_error, the commitment over the variance of the features, above 1 when one code for all
-    would be nearer than the codes are; perplexity; usage.
-    """
+    """One pass through the tokenizer, and the weighted terms of its features and codes."""
     features = tokenizer.encode(video)
-    quantized = quantizers.quantize(codebook, features)
+    quantized = quantizers.quantize(own_codes(tokenizer, codebook), features, config)
     reconstruction = tokenizer.decode(quantized.embeddings)
-    variance = jnp.mean(jnp.var(features, axis=(0, 1, 2, 3)))
-    metrics = {"commitment": quantized.commitment, "quantization_error": quantized.commitment / (variance + 1e-12)}
-    metrics |= quantizers.code_metrics(quantized.codes, config.codes)
-    return config.commitment_weight * quantized.commitment, TokenizerOutput(reconstruction, features, quantized.codes, metrics)
+    return quantized.loss, TokenizerOutput(reconstruction, features, quantized.codes, quantized.metrics)
 
 
 def reconstruction_loss(reconstruction: jax.Array, video: jax.Array, config: TokenizerConfig, perceptual: LPIPS | None = None,

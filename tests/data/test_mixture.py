@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from mebt_jax.config_data import MixturePart
 from mebt_jax.data import measured_clips, pipeline, sources, token_cache
 from mebt_jax.errors import UserError
 from mebt_jax.stages import data as data_stage
@@ -29,7 +30,7 @@ def mixture(tmp_path, make_config, write_video):
             write_video(tmp_path / name / split / f"{i}.mkv", frames)
     write_images(tmp_path / "images", range(200, 230, 5), "train")
     write_images(tmp_path / "images", range(240, 250, 5), "val")
-    parts = [{"source": source, "source_dir": str(tmp_path / name), "weight": weight}
+    parts = [{"source": source, "path": str(tmp_path / name), "weight": weight}
              for source, name, weight in (("folder", "dark", 1), ("folder", "light", 3), ("images", "images", 2.0))]
     config = make_config(mixture=parts, jpeg_quality=0)
     config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, compression=(1, 8, 8)))
@@ -47,7 +48,7 @@ def make_config(make_config):
 
 
 def with_mixture(config, parts):
-    parts = tuple(sources.config_lib.MixturePart(**part) for part in parts)
+    parts = tuple(MixturePart(**part) for part in parts)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, mixture=parts))
 
 
@@ -57,7 +58,7 @@ def take(iterator, count):
 
 def test_a_mixture_of_one_source_is_that_source(make_config, tmp_path):
     alone = make_config(validation_clips=5)
-    mixed = with_mixture(alone, [{"source": "moving_shapes", "source_dir": "", "weight": 7.0}])
+    mixed = with_mixture(alone, [{"source": "moving_shapes", "path": "", "weight": 7.0}])
     opened = [sources.open_sources(config, tmp_path) for config in (alone, mixed)]
     assert opened[0].content_hash == opened[1].content_hash
     for batches in (lambda opened, config: pipeline.train_batches(opened, config, 6),
@@ -100,7 +101,7 @@ def test_every_layout_of_processes_sees_the_same_mixture_and_goes_on_with_it(mix
     assert [video.shape[1] for video in whole].count(1) == 3  # two of six parts are images
     for video in whole:
         assert (video.shape[1:] == (1, 16, 16, 3) and video.min() >= 200) or (video.shape[1:] == (8, 16, 16, 3) and video.max() < 200)
-    shares = [batches((host, hosts)) for host in range(hosts)]
+    shares = [batches(((host,), hosts)) for host in range(hosts)]
     for video, rows in zip(whole, zip(*shares, strict=True), strict=True):
         np.testing.assert_array_equal(np.concatenate(rows), video)
 
@@ -150,7 +151,7 @@ def test_what_a_mixture_cannot_be_is_one_sentence(make_config):
 
     def build(parts, **fields):
         config = base.get_config()
-        config.data.update(dict(mixture=tuple({"source": "folder", "source_dir": "a", "weight": 1.0} | part for part in parts)) | fields)
+        config.data.update(dict(mixture=tuple({"source": "folder", "path": "a", "weight": 1.0} | part for part in parts)) | fields)
         return from_config_dict(config)
 
     for parts, fields, message in (
@@ -158,6 +159,9 @@ def test_what_a_mixture_cannot_be_is_one_sentence(make_config):
         ([{}, {"source": "videos"}], {}, r"mixture\[1\].source is 'videos', but must be one of"),
         ([{"wieght": 1.0}], {}, r"mixture\[0\].wieght; did you mean config.data.mixture\[0\].weight"),
         ([{}, {"source": "images"}], {}, "compression of 4 does not divide"),
+        ([], {"source": "folder", "source_dir": "a"}, "config.data.source_dir is 'a', which the source 'folder' does not read; use "
+                                                      "config.data.path"),
+        ([{}], {"path": "a"}, "config.data.path is 'a', which a mixture does not read; leave it empty"),
         ([], {"source": "images"}, "images are clips of one frame; add a source of videos"),
     ):
         with pytest.raises(UserError, match=message):

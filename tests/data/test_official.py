@@ -172,7 +172,7 @@ def test_quality_0_keeps_every_pixel(tmp_path, make_config, write_video):
     frames = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
     for split in ("train", "test"):
         write_video(tmp_path / "v" / split / "a.mkv", frames)
-    config = make_config(source="folder", source_dir=str(tmp_path / "v"), resolution=32, jpeg_quality=0)
+    config = make_config(source="folder", path=str(tmp_path / "v"), resolution=32, jpeg_quality=0)
     sources.prepare(config, tmp_path / "run")
     (batch,) = pipeline.validation_batches(sources.open_sources(config, tmp_path / "run"), config, 1, 1)
     np.testing.assert_array_equal(batch["video"][0], frames[1:9])
@@ -192,7 +192,7 @@ def test_long_turned_and_uneven_videos_arrive_frame_by_frame(tmp_path, make_conf
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     write_video(path / "test" / "a.mp4", quarters(9))
-    config = make_config(source_dir=str(path), source="folder", record_frames=100)
+    config = make_config(path=str(path), source="folder", record_frames=100)
     sources.prepare(config, tmp_path / "run")
     rows = list(sources.open_sources(config, tmp_path / "run").train)
     frames = {name: sorted((int(row["start"]), row["frames"]) for row in rows if row["video"].endswith(name))
@@ -230,4 +230,4 @@ def test_a_split_without_a_usable_video_is_said(tmp_path, make_config, write_vid
     write_video(tmp_path / "v" / "train" / "a.mp4", greys(9))
     write_video(tmp_path / "v" / "test" / "b.mp4", greys(3))
     with pytest.raises(UserError, match="None of the 1 videos in the validation split .*b.mp4: has 3 frames"):
-        sources.prepare(make_config(source="folder", source_dir=str(tmp_path / "v")), tmp_path / "run")
+        sources.prepare(make_config(source="folder", path=str(tmp_path / "v")), tmp_path / "run")

@@ -1,5 +1,6 @@
 import json
 
+import grain
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ def ramps(tmp_path, write_video, make_config):
     frames = {v: np.broadcast_to(levels + 7 * v, (40, 32, 32, 3)).astype(np.uint8) for v in range(3)}
     for v in frames:
         write_video(tmp_path / "videos" / f"{v}.mkv", np.ascontiguousarray(frames[v]))
-    config = make_config(source="folder", source_dir=str(tmp_path / "videos"), resolution=32, frame_stride=2)
+    config = make_config(source="folder", path=str(tmp_path / "videos"), resolution=32, frame_stride=2)
     sources.prepare(config, tmp_path / "run")
     return config, sources.open_sources(config, tmp_path / "run"), frames
 
@@ -71,7 +72,7 @@ def test_another_batch_size_goes_on_where_it_fits(make_config, tmp_path):
 
 def test_the_seed_decides_the_order(ramps, make_config):
     config, opened, _ = ramps
-    other = make_config(source="folder", source_dir=config.data.source_dir, resolution=32, frame_stride=2, seed=1)
+    other = make_config(source="folder", path=config.data.path, resolution=32, frame_stride=2, seed=1)
     one, same, another = (take(pipeline.train_batches(opened, c, 4), 2) for c in (config, config, other))
     np.testing.assert_array_equal(one, same)
     assert (np.array(one) != np.array(another)).any()
@@ -83,20 +84,38 @@ def test_the_shares_of_the_hosts_make_up_the_global_batch(make_config, tmp_path,
     opened = sources.open_sources(config, tmp_path)
 
     def batches(share):
-        return (take(pipeline.train_batches(opened, config, 6, share), 3),
-                [batch["video"] for batch in pipeline.validation_batches(opened, config, 6, 2, share)])
+        return (take(pipeline.train_batches(opened, config, 12, share), 3),
+                [batch["video"] for batch in pipeline.validation_batches(opened, config, 12, 2, share)])
 
     whole = batches(pipeline.WHOLE)
-    shares = [batches((host, hosts)) for host in range(hosts)]
+    shares = [batches(((host, host + hosts), 2 * hosts)) for host in range(hosts)]  # two parts each, not side by side
+    order = np.argsort(np.concatenate([np.arange(12).reshape(2 * hosts, -1)[[h, h + hosts]].reshape(-1) for h in range(hosts)]))
     for part in (0, 1):
-        joined = [np.concatenate(rows) for rows in zip(*(share[part] for share in shares), strict=True)]
+        joined = [np.concatenate(rows)[order] for rows in zip(*(share[part] for share in shares), strict=True)]
         np.testing.assert_array_equal(joined, whole[part])
+
+
+def test_a_host_reads_its_share_alone():
+    read = []
+
+    class Watched:
+        def __len__(self):
+            return 24
+
+        def __getitem__(self, index):
+            read.append(int(index))
+            return {"video": np.int32(index)}
+
+    shared = pipeline.shared(grain.MapDataset.source(Watched()), 8, ((1, 2), 4))
+    np.testing.assert_array_equal([shared[batch]["video"] for batch in range(len(shared))],
+                                  [[2, 3, 4, 5], [10, 11, 12, 13], [18, 19, 20, 21]])
+    assert {*read} == {2, 3, 4, 5, 10, 11, 12, 13, 18, 19, 20, 21}
 
 
 def test_a_batch_that_hosts_cannot_share_raises(make_config, tmp_path):
     config = make_config()
-    with pytest.raises(UserError, match="4 hosts"):
-        pipeline.train_batches(sources.open_sources(config, tmp_path), config, 6, (0, 4))
+    with pytest.raises(UserError, match="4 parts"):
+        pipeline.train_batches(sources.open_sources(config, tmp_path), config, 6, ((0,), 4))
 
 
 def test_a_data_set_smaller_than_a_batch_works(make_config, tmp_path):
@@ -128,6 +147,6 @@ def test_validation_takes_the_middle_window(ramps):
 @pytest.mark.slow
 def test_worker_processes_give_the_same_batches(ramps, make_config):
     config, opened, _ = ramps
-    with_workers = make_config(source="folder", source_dir=config.data.source_dir, resolution=32, frame_stride=2, workers=2)
+    with_workers = make_config(source="folder", path=config.data.path, resolution=32, frame_stride=2, workers=2)
     theirs, ours = (take(pipeline.train_batches(opened, c, 4), 5) for c in (with_workers, config))
     np.testing.assert_array_equal(theirs, ours)

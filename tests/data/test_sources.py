@@ -1,5 +1,6 @@
 import pytest
 
+from mebt_jax.config_data import folder_field
 from mebt_jax.data import preparation, sources
 from mebt_jax.errors import UserError
 
@@ -13,7 +14,7 @@ def videos(tmp_path, write_video, quarters):
 
 
 def test_preparing_again_does_nothing(tmp_path, make_config, videos, monkeypatch):
-    config = make_config(source="folder", source_dir=str(videos))
+    config = make_config(source="folder", path=str(videos))
     sources.prepare(config, tmp_path / "run")
     opened = sources.open_sources(config, tmp_path / "run")
     assert (len(opened.train), len(opened.validation)) == (2, 1)
@@ -30,8 +31,8 @@ def test_preparing_again_does_nothing(tmp_path, make_config, videos, monkeypatch
 
 def test_other_settings_and_other_files_are_prepared_anew(tmp_path, make_config, videos, write_video, quarters, capsys):
     prepared = str(tmp_path / "prepared")
-    config = make_config(source="folder", source_dir=str(videos), prepared_dir=prepared)
-    larger = make_config(source="folder", source_dir=str(videos), prepared_dir=prepared, resolution=24)
+    config = make_config(source="folder", path=str(videos), prepared_dir=prepared)
+    larger = make_config(source="folder", path=str(videos), prepared_dir=prepared, resolution=24)
     for each in (config, larger):
         sources.prepare(each, tmp_path / "run")
     first = sources.open_sources(config, tmp_path / "run")
@@ -48,7 +49,7 @@ def test_other_settings_and_other_files_are_prepared_anew(tmp_path, make_config,
 
 def test_opening_what_was_not_prepared_names_the_stage(tmp_path, make_config, videos):
     with pytest.raises(UserError, match="--stage=data"):
-        sources.open_sources(make_config(source="folder", source_dir=str(videos)), tmp_path)
+        sources.open_sources(make_config(source="folder", path=str(videos)), tmp_path)
 
 
 def test_moving_shapes_are_disjoint_and_stay_with_more_clips(tmp_path, make_config):
@@ -74,7 +75,7 @@ def test_no_data_is_one_sentence_with_the_mend(tmp_path, make_config, monkeypatc
     for name in ("a.txt", "b.md"):
         (tmp_path / "texts" / name).write_text("words\n")
     with pytest.raises(UserError, match=problem) as error:
-        sources.prepare(make_config(source=source, source_dir=path), tmp_path / "run")
+        sources.prepare(make_config(source=source, **{folder_field(source): path}), tmp_path / "run")
     mends = {"folder": "folder", "ucf101": "UCF101.rar", "sky_timelapse": "mdgan", "taichi_hd": "taichi-loading"}
     assert mends[source] in str(error.value) and str(error.value).count("\n") == 0
 
@@ -84,7 +85,7 @@ def test_subfolders_train_and_test_split_the_videos(tmp_path, make_config, train
     for name in (f"{train}/a.mp4", f"{held_out}/x/c.mp4", f"{held_out}/d/0001.jpg", "e.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    config = make_config(source="folder", source_dir=str(tmp_path))
+    config = make_config(source="folder", path=str(tmp_path))
     assert {v.name: v.split for v in sources.list_videos(config.data, tmp_path)} == {
         f"{train}/a.mp4": "train", f"{held_out}/x/c.mp4": "validation", f"{held_out}/d": "validation", "e.mp4": "",
     }  # fmt: skip
@@ -94,7 +95,7 @@ def test_subfolders_train_and_test_split_the_videos(tmp_path, make_config, train
 def test_official_frame_lists_are_used(tmp_path, make_config, source):
     (tmp_path / "train.txt").write_text("x/a_1.jpg\nx/a_2.jpg\n")
     (tmp_path / "test.txt").write_text("x/b_1.jpg\n")
-    videos = sources.list_videos(make_config(source=source, source_dir=str(tmp_path)).data, tmp_path)
+    videos = sources.list_videos(make_config(source=source, **{folder_field(source): str(tmp_path)}).data, tmp_path)
     assert {v.name: (v.split, len(v.files)) for v in videos} == {"x/a_1": ("train", 2), "x/b_1": ("validation", 1)}
 
 

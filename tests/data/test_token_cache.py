@@ -38,7 +38,7 @@ def videos(tmp_path, write_video, make_config):
     for i in range(5):
         coarse = rng.integers(0, 255, (20 + 7 * i, 4, 4, 3), dtype=np.uint8)
         write_video(tmp_path / "videos" / f"{i}.mkv", coarse.repeat(8, 1).repeat(8, 2))
-    config = make_config(source="folder", source_dir=str(tmp_path / "videos"), frame_stride=2, resolution=32)
+    config = make_config(source="folder", path=str(tmp_path / "videos"), frame_stride=2, resolution=32)
     config = dataclasses.replace(config, transformer=dataclasses.replace(
         config.transformer, training=dataclasses.replace(config.transformer.training, batch_size=3)))
     sources.prepare(config, tmp_path / "run")

@@ -31,6 +31,13 @@ def test_a_batch_that_does_not_spread_names_the_field():
         mesh_lib.check_batch_size(mesh, 12, "config.x.batch_size")
 
 
+def test_heads_that_do_not_spread_name_the_field():
+    mesh = mesh_lib.make_mesh(dataclasses.replace(ONE, tensor=4))
+    mesh_lib.check_heads(mesh, 16)
+    with pytest.raises(UserError, match=r"^config\.mesh\.tensor is 4, [^\n]*heads 6; [^\n]*\.$"):
+        mesh_lib.check_heads(mesh, 6)
+
+
 @pytest.mark.parametrize(("shape", "spec"), [
     ((8, 1024), P(None, "fsdp")),  # the largest
     ((1024, 7), P("fsdp", None)),  # the only divisible one
@@ -60,19 +67,20 @@ def test_a_state_is_split_over_tensor_by_name_and_over_the_rest_by_shape(path, s
 
 
 @pytest.mark.parametrize(("axes", "devices", "share"), [
-    ({"data": 2, "fsdp": 4}, range(0, 4), (0, 2)),
-    ({"data": 2, "fsdp": 4}, range(6, 8), (3, 4)),
-    ({"data": 4, "sequence": 2}, range(2, 4), (1, 4)),
-    ({"data": 2, "sequence": 4}, range(4, 6), (1, 2)),  # a clip is split over two hosts, which both read it
-    ({"tensor": 8}, range(4, 8), (0, 1)),
+    ({"data": 2, "fsdp": 4}, [0, 1, 2, 3], ((0, 1, 2, 3), 8)),
+    ({"data": 2, "fsdp": 4}, [0, 1, 4, 5], ((0, 1, 4, 5), 8)),  # a square of chips is not one stretch of the mesh
+    ({"data": 4, "sequence": 2}, [2, 3], ((1,), 4)),
+    ({"data": 2, "sequence": 4}, [4, 5], ((1,), 2)),  # a clip is split over two hosts, which both read it
+    ({"tensor": 8}, [4, 5, 6, 7], ((0,), 1)),
+    ({"data": 8}, range(8), ((0,), 1)),
 ])
 def test_a_host_reads_the_clips_of_its_devices(axes, devices, share):
     shape = dataclasses.asdict(dataclasses.replace(ONE, **axes))
     hosts = np.array([types.SimpleNamespace(process_index=0 if number in devices else 1) for number in range(8)])
     mesh = types.SimpleNamespace(shape=shape, devices=hosts.reshape(tuple(shape.values())))
     assert mesh_lib.host_share(mesh) == share
-    start, rows = share[0] * 16 // share[1], 16 // share[1]
-    assert mesh_lib.host_rows(mesh, 16) == slice(start, start + rows)
+    rows = np.arange(16).reshape(share[1], -1)[list(share[0])].reshape(-1)
+    np.testing.assert_array_equal(mesh_lib.host_rows(mesh, 16), rows)
 
 
 def test_batches_keep_their_rows_in_order():

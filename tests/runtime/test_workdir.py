@@ -22,8 +22,8 @@ def test_the_workdir_of_another_config_is_refused_by_field(tmp_path):
 
 
 def test_a_workdir_without_results_is_free(tmp_path):
-    workdir_lib.claim(config(data__source_dir="wrong"), tmp_path)
-    workdir_lib.claim(config(data__source_dir="right"), tmp_path)
+    workdir_lib.claim(config(data__source="folder", data__path="wrong"), tmp_path)
+    workdir_lib.claim(config(data__source="folder", data__path="right"), tmp_path)
 
 
 @pytest.mark.parametrize("change", [

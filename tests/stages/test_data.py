@@ -26,7 +26,7 @@ def test_a_folder_is_prepared_and_what_is_skipped_is_said(tmp_path, capsys):
     videos = tmp_path / "videos"
     for i, frames in enumerate((10, 12, 3)):
         pictures.write_mp4(videos / f"{i}.mp4", np.full((frames, 32, 32, 3), 40 * i, np.uint8), 10)
-    config = make_config(source="folder", source_dir=str(videos))
+    config = make_config(source="folder", path=str(videos))
     data.run(config, tmp_path / "run")
     said = capsys.readouterr().err
     assert "2 videos, 22 frames" in said and "1 skipped (first: 2.mp4, has 3 frames, but a clip reaches over 8)" in said

@@ -109,7 +109,7 @@ def test_loss_is_the_weighted_sum_of_its_metrics(example):
     expected = 3 * np.abs(error).mean() + 5 * np.square(error).mean() + 7 * np.square(distance).mean()
     np.testing.assert_allclose(example.loss, expected, rtol=1e-5)
     np.testing.assert_allclose(output.metrics["psnr"], 10 * np.log10(1 / np.square(error).mean()), rtol=1e-5)
-    assert set(output.metrics) == {"l1", "l2", "psnr", "commitment", "quantization_error", "perplexity", "usage"}
+    assert set(output.metrics) == {"l1", "l2", "psnr", "commitment", "quantization_error", "perplexity", "usage", "dead"}
 
 
 def test_untrained_decoder_paints_nearly_grey(example):

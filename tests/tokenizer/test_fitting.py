@@ -53,6 +53,25 @@ def test_every_kind_of_patch_gets_a_code_however_rare():
     np.testing.assert_allclose(codebook.sums / codebook.counts[:, None], codebook.embeddings, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind, sizes", [("fsq", {"levels": (5, 3, 2), "code_width": 3, "codes": 30}),
+                                         pytest.param("lfq", {"code_width": 3, "codes": 8}, marks=pytest.mark.slow)])
+def test_a_fixed_grid_is_spread_over_the_components_with_the_best_way_back(kind, sizes):
+    config = dataclasses.replace(CONFIG, quantizer=kind, **sizes)
+    rng = np.random.default_rng(0)
+    colours = 0.3 * rng.normal(size=(8, 2, 4, 4, 3))  # one for each patch, so that three components are all there is
+    video = jnp.asarray(colours.repeat(2, 1).repeat(2, 2).repeat(2, 3), jnp.float32)
+    tokenizer, codebook = fitted(config, video)
+    features = tokenizer.encode(video)
+    np.testing.assert_allclose(features.std((0, 1, 2, 3)), 1, rtol=1e-3)
+    codes = quantizers.nearest_codes(codebook, features)
+    error = video - tokenizer.decode(quantizers.lookup(codebook, codes))
+    # What the best linear map leaves is correlated with nothing it sees.
+    left = error[:, ::2, ::2, ::2].reshape(-1, 3)
+    seen = quantizers.lookup(codebook, codes).reshape(-1, config.code_width)
+    np.testing.assert_allclose(seen.T @ left / len(left), 0, atol=1e-4)
+    assert float(jnp.square(error).mean()) < 0.5 * float(jnp.square(video).mean())
+
+
 def test_the_official_network_starts_its_codes_at_features_of_one_batch():
     config = dataclasses.replace(CONFIG, patch=(1, 1, 1))
     video = jax.random.uniform(jax.random.key(3), (4, 4, 4, 4, 3))

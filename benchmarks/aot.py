@@ -1,0 +1,88 @@
+"""The table of what every config needs and reaches on TPU slices, from compilation alone (no TPU; libtpu: pip install '.[aot]').
+
+    python -m benchmarks.aot --configs ucf128 sky16 --slices v5e:2x4 2xv5e:2x2 --steps transformer
+
+writes the rows that it was asked for into docs/scaling.md, and leaves the others. A row takes some minutes on two cores; with
+`--effort=-1` less, and then the schedule is worse and the peak memory may be higher.
+"""
+
+import os
+
+os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE="v5litepod-16",  # before JAX: see mebt_jax.aot
+                  TPU_WORKER_HOSTNAMES="localhost", TPU_LOG_DIR="disabled", ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+                  JAX_ENABLE_COMPILATION_CACHE="false")
+
+import argparse
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # configs/ is not an installed package
+
+from mebt_jax.aot import chips, programs, report
+from mebt_jax.config import Config, from_config_dict
+
+CONFIGS = ("demo", "folder", "sky16", "taichi16", "ucf16", "sky128", "taichi128", "ucf128", "long1024")
+SLICES = ("v4:2x2x2", "v5e:2x4", "v5p:2x2x2", "v6e:2x4", "2xv5e:2x2")
+STEPS = ("transformer", "tokenizer", "sample")
+PAGE = ROOT / "docs" / "scaling.md"
+BEGIN, END = "<!-- table of benchmarks/aot.py -->", "<!-- end of the table -->"
+HEAD = ("| config | step | slice | chips | GiB of a chip | TFLOP a chip | GB moved | MB sent | least seconds | MFU at most | clips/s at "
+        "most | decoding cores |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n")
+# Clips that one core reads and crops a second, by frames (benchmarks/RESULTS.md, JPEG at 128x128), to say how many cores keep up.
+CLIPS_PER_CORE = {16: 360.0, 128: 57.5}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", nargs="+", default=CONFIGS)
+    parser.add_argument("--slices", nargs="+", default=SLICES, help="topologies, several of one as 2xv5e:2x2")
+    parser.add_argument("--steps", nargs="+", default=["transformer"], choices=STEPS)
+    parser.add_argument("--effort", type=float, default=0.0)
+    asked = parser.parse_args()
+    for name, step, slices in tqdm([(c, s, t) for c in asked.configs for s in asked.steps for t in asked.slices]):
+        config = importlib.import_module(f"configs.{name}").get_config()
+        write_row(row(from_config_dict(config), name, step, slices, asked.effort))
+
+
+def row(config: Config, name: str, step: str, slices: str, effort: float) -> str:
+    count, topology = slices.split("x", 1) if slices[0].isdigit() else ("1", slices)
+    chip, devices = chips.of_topology(topology), chips.devices(topology, int(count))
+    first = f"| {name} | {step} | {slices} | {len(devices)} |"
+    try:
+        made = [report.compile_report(one, chip, int(count), effort) for one in programs.programs(step, config, devices)]
+    except report.DoesNotFit as error:
+        return f"{first} does not fit: {str(error).split('; ')[-1]} |"
+    rate = report.clips_per_second(made)
+    seconds = report.total_seconds(made)
+    useful = sum(one.useful_flops * one.turns for one in made) / chip.flops / seconds
+    total = {field.name: sum(getattr(one, field.name) * one.turns for one in made) for field in dataclasses.fields(report.Report)
+             if field.name in ("flops", "memory_traffic")}
+    sent = sum(sum(one.sent.values()) * one.turns for one in made)
+    cores = f"{rate / CLIPS_PER_CORE[config.data.frames]:.0f}" if step != "sample" and config.data.frames in CLIPS_PER_CORE else ""
+    peak = max(one.peak_bytes for one in made) / 2**30
+    return (f"{first} {peak:.2f} of {chip.hbm_bytes / 2**30:.2f} | {total['flops'] / 1e12:.3g} | {total['memory_traffic'] / 1e9:.3g} | "
+            f"{sent / 1e6:.3g} | {seconds:.3g} | {useful:.0%} | {rate:.3g} | {cores} |")
+
+
+def write_row(new: str) -> None:
+    """Puts a row into the table of the page, in place of that of the same config, step and slice."""
+    page = PAGE.read_text()
+    before, rest = page.split(BEGIN)
+    table, after = rest.split(END)
+    rows = {key(line): line for line in table.splitlines() if line.startswith("| ") and not line.startswith("| config")}
+    rows[key(new)] = new
+    PAGE.write_text(before + BEGIN + "\n" + HEAD + "\n".join(rows[one] for one in sorted(rows)) + "\n" + END + after)
+
+
+def key(line: str) -> tuple[int, int, str]:
+    name, step, slices = (cell.strip() for cell in line.split("|")[1:4])
+    return CONFIGS.index(name), STEPS.index(step), slices
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Trains the four quantizers with the same number of codes on the same clips, and prints what each makes of them.
+
+    python -m benchmarks.quantizers [--folder DIR] [--steps N] [--kinds ema fsq]
+
+Without --folder on the moving shapes of configs/demo.py (512 codes), with it on real clips by configs/folder.py (4096 codes). All
+kinds see the same batches in the same order. "Spread" is the standard deviation of a step's PSNR over the last third of the steps:
+part of it is the difference of the batches, which is that of all kinds; what is more is unrest.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import demo, folder
+from mebt_jax.config import from_config_dict
+from mebt_jax.runtime import telemetry
+from mebt_jax.stages import data, tokenizer
+
+# Fields of each kind for 512 codes, then for 4096: the grids of fsq have few levels below 5, as its paper advises.
+KINDS = {
+    "ema": ({}, {}),
+    "gradient": ({}, {}),
+    "fsq": ({"levels": (8, 8, 8), "code_width": 3}, {"levels": (8, 8, 8, 8), "code_width": 4}),
+    "lfq": ({"code_width": 9}, {"code_width": 12}),
+}
+
+
+def settings(options: argparse.Namespace, kind: str, workdir: Path) -> ConfigDict:
+    config = folder.get_config() if options.folder else demo.get_config()
+    config.data.path = options.folder
+    config.data.prepared_dir = str(workdir / "records")
+    config.tokenizer.quantizer = kind
+    config.tokenizer.update(KINDS[kind][bool(options.folder)])
+    training = config.tokenizer.training
+    training.steps = options.steps or training.steps
+    training.log_every = 1
+    training.validate_every = training.checkpoint_every = training.steps
+    return config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", default="", help="videos to train on")
+    parser.add_argument("--steps", type=int, default=0, help="of training; 0: as the config says")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    options = parser.parse_args()
+
+    curves, ends = {}, {}
+    with tempfile.TemporaryDirectory() as name:
+        for kind in options.kinds:
+            workdir = Path(name) / kind
+            config = from_config_dict(settings(options, kind, Path(name)))
+            data.run(config, workdir)
+            tokenizer.run(config, workdir)
+            records = telemetry.read_metrics(workdir / "tokenizer" / "metrics.jsonl")
+            curves[kind] = np.array([record["train/psnr"] for record in records if "train/psnr" in record])  # [steps], dB
+            ends[kind] = {name: value for record in records for name, value in record.items() if name.startswith("validation/")}
+
+    third = len(curves[options.kinds[0]]) // 3
+    print(f"\n{config.tokenizer.codes} codes, {3 * third} steps of {config.tokenizer.training.batch_size} clips")
+    print("kind      held-out dB  training dB  spread dB   use  perplexity  dead")
+    for kind, curve in curves.items():
+        value = {name.removeprefix("validation/"): number for name, number in ends[kind].items()}
+        last = curve[-third:]
+        print(f"{kind:10s}{value['psnr']:11.2f}{last.mean():13.2f}{last.std():11.3f}{100 * value['usage']:5.0f}%"
+              f"{value['perplexity']:12.1f}{100 * value['dead']:5.1f}%")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Bytes that a compiled program moves, read from its text: through the memory of a device, and between devices.
+
+XLA's own count of bytes takes the body of a loop once, and it counts no bytes between devices at all.
+"""
+
+import collections
+import dataclasses
+import functools
+import re
+
+import numpy as np
+
+# Bytes that one device sends for each byte it puts in, in a group of n, by the ring algorithms.
+SENT = {
+    "all-gather": lambda n: n - 1,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "ragged-all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1,
+    "collective-broadcast": lambda n: 1,
+}
+BITS = {"pred": 8, "token": 0, "opaque": 0}
+NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
+              "opt-barrier", "iota"}
+SLICES = {"dynamic-slice", "slice", "gather"}
+
+
+@dataclasses.dataclass
+class Traffic:
+    """Of one device."""
+
+    memory: float = 0.0  # bytes read and written, by whole arrays as the instructions name them
+    sent: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))  # by kind of collective
+    between_slices: float = 0.0  # of `sent`, in groups that span slices
+
+    def add(self, other: "Traffic", times: int) -> None:
+        self.memory += times * other.memory
+        self.between_slices += times * other.between_slices
+        for kind, size in other.sent.items():
+            self.sent[kind] += times * size
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    name: str
+    shape: str  # as written, a tuple in parentheses
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    is_root: bool
+
+
+def read_traffic(text: str, devices_per_slice: int | None = None) -> Traffic:
+    """Traffic of a compiled program, from `compiled.as_text()`.
+
+    Loops count as often as they turn; of the branches of a conditional the largest counts. A fusion reads its operands, or the
+    slices of them that it takes, and writes its result, or the slice of it that it updates. Arrays on the chip (memory space 1 and
+    up) are free.
+
+    Args:
+        devices_per_slice: where there are several slices.
+    """
+    program = _Program(text, devices_per_slice)
+    return program.traffic(program.entry)
+
+
+class _Program:
+    def __init__(self, text: str, devices_per_slice: int | None) -> None:
+        self.devices_per_slice = devices_per_slice
+        partitions = re.search(r"num_partitions=(\d+)", text)
+        self.devices = int(partitions[1]) if partitions else 1
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        name = self.entry = ""
+        for line in text.splitlines():
+            if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$", line):
+                name = header[2]
+                self.entry = name if header[1] else self.entry
+                self.computations[name] = {}
+            elif found := _instruction(line):
+                self.computations[name][found.name] = found
+
+    @functools.cache
+    def traffic(self, computation: str) -> Traffic:
+        total = Traffic()
+        for one in self.computations[computation].values():
+            self._add(total, computation, one)
+        return total
+
+    def _add(self, total: Traffic, computation: str, one: Instruction) -> None:
+        opcode = one.opcode.removesuffix("-start")
+        called = _called(one)
+        if opcode in NO_TRAFFIC or opcode.endswith("-done") or opcode.endswith("-update"):
+            return
+        if opcode in SENT:
+            size = sum(_bytes(self.computations[computation][name].shape, on_chip=True) for name in one.operands)
+            group, spans = self._group(one)
+            sent = size * SENT[opcode](group) if group > 1 else 0
+            total.sent[opcode] += sent
+            total.between_slices += sent if spans else 0
+            total.memory += 2 * size
+        elif opcode == "while":
+            for inner in called:
+                total.add(self.traffic(inner), self._turns(one))
+        elif opcode == "conditional":
+            total.add(max(map(self.traffic, called), key=lambda one: one.memory), 1)
+        elif opcode in ("call", "async"):
+            for inner in called:
+                total.add(self.traffic(inner), 1)
+        elif opcode == "fusion":
+            (inner,) = called
+            operands = [self.computations[computation][name] for name in one.operands]
+            total.memory += self._written(inner) + sum(self._read(inner, i, x.shape) for i, x in enumerate(operands))
+            nested = self.traffic(inner)
+            for kind, size in nested.sent.items():  # a collective may be fused with what makes its operand
+                total.sent[kind] += size
+            total.between_slices += nested.between_slices
+        else:
+            total.memory += self._moved(computation, one)
+
+    def _moved(self, computation: str, one: Instruction) -> float:
+        instructions = self.computations[computation]
+        if one.opcode.endswith("-start"):
+            return _bytes(one.shape)  # a tuple of where to and where from
+        if one.opcode in SLICES:
+            return 2 * _bytes(one.shape)
+        if one.opcode == "dynamic-update-slice":
+            return 2 * _bytes(instructions[one.operands[1]].shape)
+        return _bytes(one.shape) + sum(_bytes(instructions[name].shape) for name in one.operands if name in instructions)
+
+    def _read(self, computation: str, index: int, shape: str) -> float:
+        """Bytes that a fused computation reads of its operand `index`."""
+        instructions = self.computations[computation]
+        parameter = next((one.name for one in instructions.values()
+                          if one.opcode == "parameter" and one.attributes.startswith(f"({index})")), None)
+        total = 0.0
+        for user in instructions.values():
+            if parameter not in user.operands:
+                continue
+            if user.opcode in SLICES and user.operands[0] == parameter:
+                total += _bytes(user.shape)
+            elif user.opcode == "fusion":
+                total += sum(self._read(_called(user)[0], i, shape) for i, name in enumerate(user.operands) if name == parameter)
+            elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == parameter):
+                return _bytes(shape)
+        return min(total, _bytes(shape))
+
+    def _written(self, computation: str) -> float:
+        instructions = self.computations[computation]
+        root = next(one for one in instructions.values() if one.is_root)
+        results = [instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        total = 0.0
+        for one in results:
+            while one.opcode == "bitcast":
+                one = instructions[one.operands[0]]
+            updated = instructions[one.operands[1]].shape if one.opcode == "dynamic-update-slice" else one.shape
+            total += _bytes(updated)
+        return total
+
+    def _turns(self, loop: Instruction) -> int:
+        found = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+        return int(found[1]) if found else 1
+
+    def _group(self, one: Instruction) -> tuple[int, bool]:
+        """Devices of a group of a collective, and whether one of the groups spans slices."""
+        if "replica_groups={}" in one.attributes:
+            groups = [list(range(self.devices))]
+        else:
+            groups = groups_of(one.attributes)
+        spans = self.devices_per_slice is not None and any(
+            len({device // self.devices_per_slice for device in group}) > 1 for group in groups)
+        return max(map(len, groups)), spans
+
+
+def _instruction(line: str) -> Instruction | None:
+    found = re.match(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$", line)
+    if not found:
+        return None
+    rest = found[3]
+    end = _closing(rest) + 1 if rest.startswith("(") else rest.index(" ")
+    call = re.match(r" ?([\w\-]+)(\(.*)$", rest[end:])
+    if not call:
+        return None
+    close = _closing(call[2]) + 1
+    # The number of a parameter stands where others have operands.
+    attributes = call[2] if call[1] == "parameter" else call[2][close:]
+    return Instruction(found[2], rest[:end], call[1], tuple(re.findall(r"%([\w.\-]+)", call[2][:close])), attributes,
+                       bool(found[1]))
+
+
+def _closing(text: str) -> int:
+    """Index of the parenthesis that closes the one `text` begins with."""
+    depth = 0
+    for i, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return i
+    raise ValueError(f"unbalanced: {text[:80]}")
+
+
+def _called(one: Instruction) -> list[str]:
+    names = re.findall(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)", one.attributes)
+    for several in re.findall(r"(?:branch_computations|called_computations)=\{([^}]*)\}", one.attributes):
+        names += re.findall(r"%?([\w.\-]+)", several)
+    return names
+
+
+def _bytes(shape: str, on_chip: bool = False) -> float:
+    """Bytes of the arrays of a shape as written; those on the chip are counted only if asked."""
+    total = 0.0
+    for kind, sizes, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape):
+        if re.search(r"S\([1-9]", layout) and not on_chip:
+            continue
+        bits = BITS.get(kind) if kind in BITS else int(re.search(r"\d+", kind)[0])
+        count = 1
+        for size in filter(None, sizes.split(",")):
+            count *= int(size)
+        total += count * bits / 8
+    return total
+
+
+def groups_of(attributes: str) -> list[list[int]]:
+    """Device groups of a collective: written out, as [groups,size]<=[dims]T(permutation), or as axes of a mesh."""
+    if found := re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes):
+        return [[int(x) for x in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", found[1])]
+    if found := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
+        return [[int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", found[1])]
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        order = np.arange(int(found[1]) * int(found[2])).reshape([int(x) for x in found[3].split(",")])
+        if found[4]:
+            order = order.transpose([int(x) for x in found[4].split(",")])
+        return order.reshape(int(found[1]), int(found[2])).tolist()
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+        return _along_axes(found[1], found[2])
+    raise ValueError(f"a collective without groups that are known: {attributes[:200]}")
+
+
+def _along_axes(mesh: str, axes: str) -> list[list[int]]:
+    """Groups along axes such as 'a','b':(2)4 of a mesh such as 'a'=2,'b'=8; (2)4 is the part of size 4 inside of one of 2."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
+    dims, along = [], []  # the parts of all axes, and those that the groups lie along
+    for name, size in sizes.items():
+        parts = [(int(before), int(part)) for axis, before, part in re.findall(r"'([^']+)':\((\d+)\)(\d+)", axes) if axis == name]
+        whole = re.search(rf"'{re.escape(name)}'(?!:)", axes) is not None
+        done = 1
+        for before, part in sorted(parts):
+            dims += [before // done, part]
+            along.append(len(dims) - 1)
+            done = before * part
+        dims.append(size // done)
+        if whole:
+            along.append(len(dims) - 1)
+    order = np.arange(np.prod(dims)).reshape(dims)
+    others = [axis for axis in range(len(dims)) if axis not in along]
+    return order.transpose(*others, *along).reshape(-1, int(np.prod([dims[axis] for axis in along]))).tolist()

@@ -1,0 +1,57 @@
+"""Every quantizer and the causal tokenizer through all stages: data, tokenizer, transformer, sample, evaluate."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from tiny_config import tiny_config
+
+from mebt_jax.config import from_config_dict
+from mebt_jax.errors import UserError
+from mebt_jax.stages import data, evaluate, sample, tokenizer, transformer
+
+CHOICES = {
+    "gradient": {"tokenizer__quantizer": "gradient"},
+    "fsq": {"tokenizer__quantizer": "fsq", "tokenizer__levels": (4, 2, 2), "tokenizer__code_width": 3},
+    "lfq": {"tokenizer__quantizer": "lfq", "tokenizer__code_width": 4},
+    "causal": {"tokenizer__causal": True, "tokenizer__norm": "token", "data__frames": 9},
+    "images": {"tokenizer__causal": True, "tokenizer__norm": "token", "data__frames": 1},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compiler")
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_whole_pipeline_runs_with(choice, tmp_path):
+    overrides = {"mesh__data": 1, "evaluate__window": 4, "evaluate__window_every": 2} | CHOICES[choice]
+    config = from_config_dict(tiny_config(**overrides))
+    for stage in (data, tokenizer, transformer, sample):
+        stage.run(config, tmp_path)
+    if choice != "images":  # distances over time need clips of some length
+        evaluate.run(config, tmp_path)
+    codes = np.load(tmp_path / "sample" / "tokens.npz")["codes"]
+    assert codes.shape == (8, *config.grid) and 0 <= codes.min() and codes.max() < config.tokenizer.codes
+    for line in (tmp_path / "tokenizer" / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        assert all(math.isfinite(value) for value in values.values())
+        assert any(name.endswith("/dead") for name in values) and any(name.endswith("/usage") for name in values)
+    # The checkpoint is found again, under the same name; one of another kind is refused.
+    mesh = tokenizer.mesh_lib.make_mesh(config.mesh)
+    done = json.loads((tmp_path / "tokenizer" / "done.json").read_text())
+    assert tokenizer.load_tokenizer(config, tmp_path, mesh).content_hash == done["tokenizer"]
+    with pytest.raises(UserError, match="The tokenizer in .* has (quantizer|causal)"):
+        tokenizer.load_tokenizer(from_config_dict(tiny_config(mesh__data=1)), tmp_path, mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compiler")
+def test_a_causal_model_predicts_and_extends(tmp_path):
+    overrides = {"mesh__data": 1, **CHOICES["causal"]}
+    config = from_config_dict(tiny_config(**overrides))
+    for stage in (data, tokenizer, transformer):
+        stage.run(config, tmp_path)
+    for task in ({"sample__task": "extend", "sample__frames": 21, "sample__overlap_frames": 5},):
+        sample.run(from_config_dict(tiny_config(**overrides, **task, sample__formats=("npz",))), tmp_path)
+        with np.load(sorted((tmp_path / "sample" / "clips").glob("*.npz"))[0]) as saved:
+            assert saved[saved.files[0]].shape == (21, 16, 16, 3)
