@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from tiny_config import tiny_config
-from training_runs import LONG_TOKENIZER, Command
+from training_runs import LONG_TOKENIZER, OPPOSED_TOKENIZER, Command
 
 from mebt_jax.config import from_config_dict
 from mebt_jax.errors import UserError
@@ -64,17 +64,30 @@ def test_accumulation_takes_the_same_step():
 
 
 def test_a_run_that_was_stopped_and_killed_ends_like_one_that_was_not(tokenizer_run, compilation_cache, tmp_path):
-    command = Command(tmp_path, compilation_cache, "tokenizer", **LONG_TOKENIZER)
-    output = command.stop(signal.SIGTERM, delay=0.0)
-    assert "told to stop, saved step" in output and "Traceback" not in output
-    command.stop(signal.SIGKILL, delay=random.uniform(0, 0.5))
-    assert "going on from step" in command.run()
-    assert command.record() == tokenizer_run.record()
-    assert 7 in command.steps() & tokenizer_run.steps(), "the checkpoint before the adversarial phase is kept"
+    assert stopped_and_killed(tmp_path, compilation_cache, LONG_TOKENIZER).record() == tokenizer_run.record()
+
+
+@pytest.mark.slow
+def test_so_does_one_with_discriminators_and_the_checkpoint_before_them_is_kept(compilation_cache, tmp_path):
+    whole = Command(tmp_path / "whole", compilation_cache, "tokenizer", **OPPOSED_TOKENIZER)
+    whole.run()
+    command = stopped_and_killed(tmp_path / "killed", compilation_cache, OPPOSED_TOKENIZER)
+    assert command.record() == whole.record()
+    assert 7 in command.steps() & whole.steps()
     before = checkpoints.find_checkpoints(command.workdir / "tokenizer" / "checkpoints" / "7", "tokenizer")
     assert checkpoints.read_meta(before)["step"] == 7
     opposed = [line for line in command.record()[0] if "train/clip_logits/real" in line]
     assert opposed[0]["step"] == 6 and opposed[0]["train/adversarial_scale"] == 0 < opposed[-1]["train/adversarial_scale"]
+
+
+def stopped_and_killed(workdir, compilation_cache, overrides):
+    """A run that got SIGTERM, then SIGKILL, then came to its end."""
+    command = Command(workdir, compilation_cache, "tokenizer", **overrides)
+    output = command.stop(signal.SIGTERM, delay=0.0)
+    assert "told to stop, saved step" in output and "Traceback" not in output
+    command.stop(signal.SIGKILL, delay=random.uniform(0, 0.5))
+    assert "going on from step" in command.run()
+    return command
 
 
 def test_training_starts_fitted_to_the_clips(tokenizer_run):
