@@ -152,7 +152,8 @@ def get_config() -> ConfigDict:
     tokenizer.restart_threshold = 1.0
     # Compute precision: "float32" or "bfloat16"; parameters, norms, distances and losses stay float32.
     tokenizer.dtype = "float32"
-    # Workdir, checkpoint folder, or folder of the converter with a trained tokenizer to use instead of training one.
+    # Workdir, folder of checkpoints, one checkpoint in it, or folder of the converter with a trained tokenizer to use instead of
+    # training one.
     tokenizer.checkpoint = ""
     tokenizer.training = get_training()
     tokenizer.training.learning_rate = 3e-4

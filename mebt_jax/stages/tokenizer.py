@@ -23,7 +23,7 @@ from mebt_jax.runtime.optimizers import make_optimizer
 from mebt_jax.runtime.train_state import (
     TrainState, accumulated, accumulated_gradients, apply_gradients, create_sharded, join_pieces, new_state,
 )
-from mebt_jax.tokenizer import adversarial, fitting, losses, quantizers
+from mebt_jax.tokenizer import adversarial, fitting, losses, quantizers, watch
 from mebt_jax.tokenizer.autoencoder import Tokenizer, own_codes, tokenizer_hash
 from mebt_jax.tokenizer.perceptual import LPIPS
 
@@ -102,10 +102,17 @@ def run(config: Config, workdir: Path) -> None:
         return validation(functools.partial(jitted_validation, perceptual=perceptual), state, held_out, mesh,
                           directory / "pictures" / f"step_{step:08d}.png")
 
+    watching = watch.Watch()
+
+    def warn(record: Mapping[str, float]) -> list[str]:
+        nonlocal watching
+        watching, sentences = watch.look(watching, record, config.tokenizer, training.batch_size * int(np.prod(config.grid)))
+        return sentences
+
     # ---- loop -------------------------------------------------------------------------------------------------------
     meta = {"stage": STAGE, "config": config_lib.to_dict(config), "versions": checkpoints.versions()}
     state = loop.train(STAGE, directory, training, meta, state, batches, take_step=take_step, validate=validate,
-                       best_by="loss", keep_steps=[adversarial_config.start] if adversarial_config.on else [])
+                       best_by="loss", keep_steps=[adversarial_config.start] if adversarial_config.on else [], warn=warn)
     workdir_lib.mark_done(config, workdir, STAGE, step=training.steps,
                           tokenizer=tokenizer_hash(state.averaged, state.statistics))
 
@@ -274,9 +281,8 @@ def load_perceptual(config: Config, mesh: Mesh) -> nnx.State | None:
     if tokenizer.perceptual_weight == 0:
         return None
     if not tokenizer.lpips:
-        raise UserError(f"config.tokenizer.perceptual_weight is {tokenizer.perceptual_weight}, but the weights of LPIPS are not here: "
-                        f"fetch "
-                        f"`lpips` and `vgg16` with mebt_jax.interop.fetch, convert them (docs/evaluation.md) and pass "
+        raise UserError(f"config.tokenizer.perceptual_weight is {tokenizer.perceptual_weight}, but the weights of LPIPS are not "
+                        f"here: fetch `lpips` and `vgg16` with mebt_jax.interop.fetch, convert them (docs/evaluation.md) and pass "
                         f"--config.tokenizer.lpips=DIR, or train without them by --config.tokenizer.perceptual_weight=0.")
     return jax.device_put(folders.load_network(Path(tokenizer.lpips), "lpips")[1], mesh_lib.replicated(mesh))
 

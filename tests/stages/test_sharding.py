@@ -29,7 +29,7 @@ ALL = [pytest.param(axes, marks=() if axes == (2, 1, 2, 2) else pytest.mark.slow
 
 
 def config_on(axes, **overrides):
-    settings = dict(transformer__layers=("encode", "update") * 2 + ("decode",), transformer__latents=8,
+    settings = dict(transformer__layers=("encode", "update", "decode"), transformer__latents=8,
                     tokenizer__training__clip_norm=0.0, transformer__training__clip_norm=0.0)
     mesh = {f"mesh__{name}": size for name, size in zip(mesh_lib.AXES, axes)}
     return from_config_dict(tiny_config(**settings | mesh | overrides))
