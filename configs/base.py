@@ -152,7 +152,8 @@ def get_config() -> ConfigDict:
     tokenizer.restart_threshold = 1.0
     # Compute precision: "float32" or "bfloat16"; parameters, norms, distances and losses stay float32.
     tokenizer.dtype = "float32"
-    # Workdir, checkpoint folder, or folder of the converter with a trained tokenizer to use instead of training one.
+    # Workdir, folder of checkpoints, one checkpoint in it, or folder of the converter with a trained tokenizer to use instead of
+    # training one.
     tokenizer.checkpoint = ""
     tokenizer.training = get_training()
     tokenizer.training.learning_rate = 3e-4
@@ -176,7 +177,7 @@ def get_config() -> ConfigDict:
     transformer.attention_dropout = 0.0
     # Share of the target probability spread over all codes.
     transformer.label_smoothing = 0.0
-    # Targets whose logits exist at one time, per clip; the [M, V] array is never made.
+    # Targets whose logits exist at one time in training, per clip; the [M, V] array is never made.
     transformer.loss_block = 1024
     # What the backward pass recomputes: "none", "block" (all inside a block), "dots" (all but matrix products).
     transformer.remat = "block"

@@ -1,9 +1,10 @@
-"""UCF-101, the tokenizer alone: TATS's 3D VQGAN with its discriminators, which every other *ucf* config trains or takes.
+r"""UCF-101, the tokenizer alone: TATS's 3D VQGAN with its discriminators, which every other *ucf* config trains or takes.
 
-    python -m mebt_jax.main --config=configs/tokenizer_ucf.py --stage=tokenizer --config.data.path=DIR --config.tokenizer.lpips=WEIGHTS
+    python -m mebt_jax.main --config=configs/tokenizer_ucf.py --stage=tokenizer --config.data.source_dir=DIR \
+        --config.tokenizer.lpips=WEIGHTS
 
-after the same with --stage=data. DIR holds the data set (docs/data.md), WEIGHTS converted LPIPS weights (docs/evaluation.md). Then
-configs/ucf128.py, for instance, takes it with --config.tokenizer.checkpoint=runs/tokenizer_ucf.
+after the same with --stage=data. DIR holds the data set (docs/data.md), WEIGHTS converted LPIPS weights (docs/evaluation.md).
+Then configs/ucf128.py, for instance, takes it with --config.tokenizer.checkpoint=runs/tokenizer_ucf.
 Expected hardware: eight GPUs of 32 GB or the same memory in TPU chips; TATS trained for 10 days on eight V100.
 Later work measures a reconstruction FVD of 162 for TATS's own.
 """

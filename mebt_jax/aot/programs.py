@@ -76,27 +76,25 @@ def transformer_step(config: Config, mesh: Mesh, shape: StepShape | None = None)
 
 
 def tokenizer_step(config: Config, mesh: Mesh) -> list[Program]:
-    """The train step of the tokenizer, as `stages.tokenizer` jits it."""
+    """The train step of the tokenizer: with discriminators, and a perceptual network, where the config has them."""
     training = config.tokenizer.training
     field = "config.tokenizer.training.batch_size"
     mesh_lib.check_batch_size(mesh, training.batch_size // training.accumulation, field)
-    graphdef, params = tokenizer.abstract_tokenizer(config)
-    optimizer = make_optimizer(training, params)
-    codebook = _codebook(config)
-    state = jax.eval_shape(lambda p, c: new_state(p, optimizer, ema=training.ema_decay > 0, statistics=c), params, codebook)
+    parts = tokenizer.training_parts(config)
+    state = jax.eval_shape(functools.partial(tokenizer.create_state, config, parts), _key(), _key())
     shardings = mesh_lib.state_sharding(state, mesh, config.runtime.fsdp_min_elements)
-    everywhere = mesh_lib.replicated(mesh)
-    step = functools.partial(tokenizer.train_step, graphdef=graphdef, optimizer=optimizer, config=config.tokenizer)
-    jitted = jax.jit(mesh_lib.on_mesh(mesh, step), in_shardings=(shardings, mesh_lib.batch_sharding(mesh), everywhere),
-                     out_shardings=(shardings, everywhere), donate_argnums=0)
+    step = tokenizer.step_programs(config, parts, shardings, mesh)[parts.opponents is not None]
+    perceptual = tokenizer.abstract_perceptual() if config.tokenizer.perceptual_weight > 0 else None
     video = _video(config, training.batch_size)
-    traced = jitted.trace(state, video, _key())
+    traced = step.trace(state, video, _key(), perceptual)
+    graphdef, _ = tokenizer.abstract_tokenizer(config)
 
     def forward(params: nnx.State, codebook: quantizers.Codebook, video: jax.Array) -> jax.Array:
         return losses.tokenizer_loss(nnx.merge(graphdef, params), codebook, video.astype(jnp.float32), config.tokenizer)[0]
 
-    return [Program("tokenizer train step", mesh, traced, matrix_flops(traced.jaxpr.jaxpr),
-                    3 * _flops(forward, params, codebook, video), training.batch_size, field, _resident(state, shardings))]
+    useful = 3 * _flops(forward, state.params, state.statistics, video)
+    return [Program("tokenizer train step", mesh, traced, matrix_flops(traced.jaxpr.jaxpr), useful, training.batch_size, field,
+                    _resident(state, shardings))]
 
 
 def sampling(config: Config, mesh: Mesh) -> list[Program]:
@@ -120,7 +118,7 @@ def sampling(config: Config, mesh: Mesh) -> list[Program]:
         traced = decode.run_pass.trace(
             graphdef, params, state, keys, jax.eval_shape(functools.partial(decode.pass_inputs, 0, one)), kind=one.kind,
             sizes=sizes, by_confidence=one.kind == DRAFT and plan.order == "confidence", num_known=plan.num_known,
-            partitions=plan.partitions, top_k=plan.top_k, top_p=plan.top_p, block=config.transformer.loss_block, sharding=batch)
+            partitions=plan.partitions, top_k=plan.top_k, top_p=plan.top_p, block=decode.LOGITS_BLOCK, sharding=batch)
         useful = cost.pass_flops(config.transformer, config.tokenizer.codes, one, sizes, plan.num_tokens, plain=False)
         made.append(Program(f"{one.kind} pass of {sizes.targets} targets", mesh, traced,
                             matrix_flops(traced.jaxpr.jaxpr), useful * sample.batch_size, sample.batch_size, field, resident,

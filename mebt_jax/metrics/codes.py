@@ -13,6 +13,11 @@ def usage(counts: np.ndarray) -> float:
     return float((counts > 0).mean())
 
 
+def dead(counts: np.ndarray) -> float:
+    """How many of the V codes never occur."""
+    return float((counts == 0).sum())
+
+
 def perplexity(counts: np.ndarray) -> float:
     """exp(entropy) of the code frequencies [V]: the number of codes that would, used evenly, be as hard to guess."""
     return float(np.exp(entropy(counts)))

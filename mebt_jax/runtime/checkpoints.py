@@ -153,27 +153,27 @@ class Checkpointer:
 
 
 def find_checkpoints(path: Path, stage: str) -> Path:
-    """Folder of checkpoints of `stage` for a path that is a workdir, its stage folder, or that folder itself.
+    """Folder of checkpoints of `stage` for a path that is a workdir, its stage folder, that folder itself, or one checkpoint.
 
     Raises:
         UserError: there is no complete checkpoint in any of these.
     """
     for folder in (path / stage / "checkpoints", path / "checkpoints", path):
-        if _latest(folder) is not None:
+        if has_checkpoint(folder):
             return folder
     raise UserError(f"There is no {stage} checkpoint in {path}; give a workdir whose {stage} stage has saved one.")
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """True if `folder` holds a complete checkpoint."""
+    """True if `folder` holds a complete checkpoint or is one."""
     return _latest(folder) is not None
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """What the latest checkpoint in `folder` says it is of, with its step as "step"."""
-    step = _latest(folder)
+    newest = _latest(folder)
     handler = ocp.Checkpointer(ocp.JsonCheckpointHandler())
-    return {**handler.restore((folder / str(step) / "meta").absolute()), "step": step}
+    return {**handler.restore((newest / "meta").absolute()), "step": int(newest.name)}
 
 
 def read_arrays(folder: Path, abstract_parts: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def read_arrays(folder: Path, abstract_parts: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: the arrays there have other names or shapes.
     """
-    path = (folder / str(_latest(folder)) / "state").absolute()
+    path = (_latest(folder) / "state").absolute()
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             arguments = ocp.checkpoint_utils.construct_restore_args(abstract_parts)
@@ -248,8 +248,8 @@ def _whole(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     return multihost_utils.process_allgather(leaf, tiled=True)
 
 
-def _latest(folder: Path) -> int | None:
+def _latest(folder: Path) -> Path | None:
     # A finished checkpoint is a folder named by its step alone; Orbax renames it so in one operation at the very end.
-    steps = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit() and (entry / "state").is_dir()] if (
+    found = [entry for entry in (folder, *folder.iterdir()) if entry.name.isdigit() and (entry / "state").is_dir()] if (
         folder.is_dir()) else []
-    return max(steps, default=None)
+    return max(found, key=lambda entry: int(entry.name), default=None)

@@ -39,6 +39,7 @@ def train(
     validate: Callable[[TrainState, int], dict[str, float]],
     best_by: str,
     keep_steps: Sequence[int] = (),
+    warn: Callable[[Mapping[str, float]], Sequence[str]] = lambda record: (),
 ) -> TrainState:
     """Trains up to `training.steps` and returns the last state.
 
@@ -53,6 +54,7 @@ def train(
         validate: (state, finished steps) -> numbers.
         best_by: the number of `validate` by which the best checkpoint is chosen; smaller is better.
         keep_steps: steps whose checkpoints are made and kept for good.
+        warn: gets every line of metrics.jsonl in turn, those of an earlier run too; returns what to tell the user of the last.
 
     Raises:
         UserError: loss or state not finite, or a checkpoint could not be written or read.
@@ -64,6 +66,8 @@ def train(
         rate = learning_rate_schedule(training)
         with (telemetry.MetricsLog(directory, step) as log, checkpoints.StopSignal() as stop,
               telemetry.progress_bar(stage, training.steps, step) as bar):
+            for record in log.kept:
+                warn(record)  # what it returns was said then
             while step < training.steps:
                 state, step_metrics = take_step(state, next(batches), step)
                 step += 1
@@ -73,7 +77,10 @@ def train(
                 leaving = not last and (stop.requested or checkpointer.preempted(step))
                 if last or step % training.log_every == 0:
                     values = metrics.average() | {"learning_rate": float(rate(step - 1))}
-                    log.write(step, {f"train/{name}": value for name, value in values.items()})
+                    record = {f"train/{name}": value for name, value in values.items()}
+                    log.write(step, record)
+                    for sentence in warn({"step": step, **record}):
+                        telemetry.say(f"{stage}: WARNING, {sentence}")
                     bar.set_postfix(loss=f"{values['loss']:.4g}")
                 validation: dict[str, float] = {}
                 if last or step % training.validate_every == 0:

@@ -23,8 +23,8 @@ SHEET_FRAMES = 16
 SEPARATOR = 2
 LABEL_WIDTH = 150
 BACKGROUND = (255, 255, 255)
-MAX_PANELS = 12
-SERIES = ("train", "validation", "generated", "real clips")  # parts of a name that tell lines of one panel apart
+MAX_PANELS = 21
+SERIES = ("train", "validation", "generated", "real clips", "real", "fake")  # parts of a name that tell lines of one panel apart
 ERROR = " ±"  # ends the name of the standard error of what it is added to
 
 
@@ -93,7 +93,7 @@ def contact_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
 def curves(path: Path, records: Sequence[Mapping[str, object]], title: str = "", x_label: str = "step") -> None:
     """Draws the numbers of `metrics.jsonl` over the step, or over what `x_label` says "step" stands for.
 
-    Names that differ in a part of SERIES alone ("train/loss", "validation/loss") share a panel; at most 12 panels, in order of
+    Names that differ in a part of SERIES alone ("train/loss", "validation/loss") share a panel; at most 21 panels, in order of
     appearance. A name that ends in ERROR is drawn as bars of the name before it.
     Infinite and missing values leave a gap. Writes nothing if there is nothing to draw.
     """
@@ -118,7 +118,7 @@ def curves(path: Path, records: Sequence[Mapping[str, object]], title: str = "",
         axes = figure.add_subplot(lines, columns, index + 1)
         for name, points in series.items():
             steps, values, errors = np.asarray(points).T
-            label = next((part for part in name.split("/") if part in SERIES), name)
+            label = " ".join(part for part in name.split("/") if part in SERIES) or name
             axes.errorbar(steps, values, errors if errors.any() else None, marker="." if len(points) < 30 else None,
                           linewidth=1.2, label=label)
         axes.set_title(panel)

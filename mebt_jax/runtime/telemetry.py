@@ -28,11 +28,12 @@ class MetricsLog:
         """Lines after `step`, where the run goes on, are of a run that was cut short: they are removed."""
         self.path = directory / "metrics.jsonl"
         self._file, self._tensorboard = None, None
+        self.kept: list[dict[str, Any]] = []
         if jax.process_index() == 0:
             directory.mkdir(parents=True, exist_ok=True)
-            kept = [record for record in read_metrics(self.path) if record["step"] <= step]
+            self.kept = [record for record in read_metrics(self.path) if record["step"] <= step]
             self._file = open(self.path, "w", encoding="utf-8")
-            self._file.writelines(json.dumps(record) + "\n" for record in kept)
+            self._file.writelines(json.dumps(record) + "\n" for record in self.kept)
             self._file.flush()
             self._tensorboard = _tensorboard_writer(directory / "tensorboard")
 

@@ -79,11 +79,19 @@ def mark_done(config: Config, workdir: Path, stage: str, **facts: Any) -> None:
 
 
 def require(config: Config, workdir: Path, stage: str) -> None:
-    """Raises UserError if a stage before `stage` is missing or out of date."""
+    """Raises UserError if a stage before `stage` is missing or out of date; a tokenizer alone may be evaluated."""
+    if stage == "evaluate" and tokenizer_alone(config, workdir):
+        return
     missing = [name for name in STAGES[:STAGES.index(stage)] if not is_done(config, workdir, name)]
     if missing:
         raise UserError(f"The {stage} stage needs the {', '.join(missing)} stage{'s' * (len(missing) > 1)} first, not done "
                         f"in {workdir}; run with --stage={missing[0]} or --stage=all.")
+
+
+def tokenizer_alone(config: Config, workdir: Path) -> bool:
+    """True if the tokenizer is trained and nothing behind it is, nor given."""
+    return (is_done(config, workdir, "tokenizer") and not config.transformer.checkpoint
+            and not (workdir / "transformer").exists())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from mebt_jax.config import Config, TransformerConfig
 from mebt_jax.errors import UserError
+from mebt_jax.sampling.decode import LOGITS_BLOCK
 from mebt_jax.sampling.plan import DRAFT, REVISE, Pass, Plan, Sizes, shared_sizes
 
 # Arrays of the size of the video's finest feature maps that live at one time while codes are turned into pixels.
@@ -60,7 +61,7 @@ def clip_bytes(config: Config, plan: Plan, num_tokens: int) -> int:
     passes = [
         (size.targets + model.latents) * 12 * width * item  # stream, query, keys, values, and the two of the MLP's width
         + model.heads * model.latents * max(size.targets, num_tokens) * (4 + item)  # attention scores and weights
-        + 3 * min(model.loss_block, size.asked) * tokenizer.codes * 4  # logits
+        + 3 * min(LOGITS_BLOCK, size.asked) * tokenizer.codes * 4  # logits
         for size in shared_sizes(plan)]
     pixels = config.data.frames * config.data.resolution**2
     channels = max(3, 2 * tokenizer.hidden // int(np.prod(tokenizer.patch)))

@@ -25,6 +25,9 @@ from mebt_jax.sampling.plan import BOOTSTRAP, DRAFT, REMASK, REVISE, Pass, Plan,
 from mebt_jax.transformer import cached
 
 GIVEN = -1  # in `Decoded.committed_at`
+# Targets per clip whose logits exist at one time. The draw takes a few arrays of this times V codes, which is what fills the memory
+# of short clips; larger matrix products are no faster.
+LOGITS_BLOCK = 256
 # Roots of a clip's random numbers, by fold_in.
 PASSES, PARTS, ORDER, WINDOW = range(4)
 
@@ -76,7 +79,7 @@ def clip_keys(seed: int, indices: jax.Array) -> jax.Array:
 
 
 def decode(graphdef: nnx.GraphDef, params: nnx.State, plan: Plan, grid: tuple[int, int, int], keys: jax.Array, *,
-           block: int, codes: jax.Array | None = None, known: jax.Array | None = None, plain: bool = False,
+           codes: jax.Array | None = None, known: jax.Array | None = None, plain: bool = False, block: int = LOGITS_BLOCK,
            sharding: jax.sharding.NamedSharding | None = None, on_pass: Callable[[], None] | None = None) -> Decoded:
     """Fills the unknown tokens of B clips (paper, section 3.3; mebt/transformer.py:354 `sample` and :589 `revise`).
 
@@ -85,10 +88,10 @@ def decode(graphdef: nnx.GraphDef, params: nnx.State, plan: Plan, grid: tuple[in
         plan: from `build_plan`, with num_tokens = T*H*W.
         grid: (T, H, W).
         keys: [B] one typed key per clip, see `clip_keys`.
-        block: tokens per clip whose logits [B, block, V] exist at one time.
         codes, known: [B, T, H, W] int32 and bool; known tokens are given and never change. None: generate everything.
         plain: run the model as in training, without cache and for all targets. The result is the same; takes more time and,
             for long clips, less memory. Models with maskgit blocks always run so.
+        block: tokens per clip whose logits [B, block, V] exist at one time; changes no token.
         sharding: of arrays [B, ...], for instance `runtime.mesh.batch_sharding`; None leaves the placement to JAX.
         on_pass: called after each pass is handed to the device, for a progress bar.
 

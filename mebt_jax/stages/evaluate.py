@@ -20,7 +20,7 @@ from mebt_jax.metrics.protocols import ClipForm, Protocol
 from mebt_jax.metrics.results import Result, mean
 from mebt_jax.metrics.statistics import Estimate
 from mebt_jax.runtime import mesh as mesh_lib, pictures, telemetry, workdir as workdir_lib
-from mebt_jax.stages import feature_networks, transformer as transformer_stage
+from mebt_jax.stages import evaluate_tokenizer, feature_networks, transformer as transformer_stage
 from mebt_jax.stages.evaluated_clips import (
     GeneratedClips, MeasuredClips, compiled_measure, decode_some, generated_clips, load_generated, measure_clips)
 from mebt_jax.stages.tokenizer import load_tokenizer
@@ -41,6 +41,9 @@ def run(config: Config, workdir: Path) -> None:
         UserError: the mesh, the batch size or a checkpoint do not fit, the generated clips are of another tokenizer, or there
             are fewer clips or other weights than the protocol asks for.
     """
+    if workdir_lib.tokenizer_alone(config, workdir):
+        evaluate_tokenizer.run(config, workdir)
+        return
     # ---- models and data --------------------------------------------------------------------------------------------
     mesh = mesh_lib.make_mesh(config.mesh)
     size = config.evaluate.batch_size
@@ -128,7 +131,8 @@ def of_codes(measure: Callable[[np.ndarray], float], held_out: MeasuredClips, tr
     """A number of held-out codes [n, T, H, W], beside that of as many training clips."""
     estimate = statistics.of_samples(measure, held_out.codes, biased=biased)
     others = train.codes[:estimate.count]
-    return Result(dataclasses.replace(estimate, real_floor=measure(others), real_floor_count=len(others)), definition)
+    return Result(dataclasses.replace(estimate, real_floor=measure(others), real_floor_count=len(others)),
+                  f"{definition}; real clips: as many training clips")
 
 
 def transformer_numbers(config: Config, transformer: TrainedTransformer, held_out: MeasuredClips, train: MeasuredClips,
@@ -136,8 +140,8 @@ def transformer_numbers(config: Config, transformer: TrainedTransformer, held_ou
     """How well tokens are predicted, beside clips that were trained on and beside what a model without context can do."""
     definitions = {
         "nll": f"nats per masked token: {transformer.weights} weights, whole held-out clips, mean over mask ratios spread evenly "
-               f"over the training schedule, masks of a fixed seed; real clips: as many that were trained on",
-        "accuracy": "share of the masked tokens of the same draws whose most probable code is right",
+               f"over the training schedule, masks of a fixed seed; real clips: as many training clips",
+        "accuracy": "share of the masked tokens of the same draws whose most probable code is right; real clips: as for nll",
     }
     step = functools.partial(transformer_stage.validation_step, graphdef=transformer.graphdef, config=config.transformer)
     jitted = jax.jit(step, static_argnames="shape", out_shardings=mesh_lib.replicated(mesh))

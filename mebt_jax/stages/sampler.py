@@ -216,8 +216,8 @@ class Sampler:
             given = {"codes": codes, "known": known}
         try:
             return decode.decode(self.transformer.graphdef, self.transformer.params, self.plan(task), self.config.grid, keys,
-                                 block=self.config.transformer.loss_block, sharding=mesh_lib.batch_sharding(self.mesh),
-                                 on_pass=None if bar is None else bar.update, **given)
+                                 sharding=mesh_lib.batch_sharding(self.mesh), on_pass=None if bar is None else bar.update,
+                                 **given)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -23,7 +23,7 @@ from mebt_jax.runtime.optimizers import make_optimizer
 from mebt_jax.runtime.train_state import (
     TrainState, accumulated, accumulated_gradients, apply_gradients, create_sharded, join_pieces, new_state,
 )
-from mebt_jax.tokenizer import adversarial, fitting, losses, quantizers
+from mebt_jax.tokenizer import adversarial, fitting, losses, quantizers, watch
 from mebt_jax.tokenizer.autoencoder import Tokenizer, own_codes, tokenizer_hash
 from mebt_jax.tokenizer.perceptual import LPIPS
 
@@ -79,11 +79,7 @@ def run(config: Config, workdir: Path) -> None:
     on_mesh = functools.partial(mesh_lib.on_mesh, mesh)
     fit = functools.partial(fit_start, graphdef=parts.graphdef, batch_size=training.batch_size)
     jitted_fit = jax.jit(on_mesh(fit), in_shardings=(shardings, batch, everywhere), out_shardings=shardings, donate_argnums=0)
-    step = functools.partial(train_step, parts=parts, config=config.tokenizer)
-    # Two programs, so that the steps before the discriminators do not pay for them.
-    jitted_steps = {opposed: jax.jit(on_mesh(functools.partial(step, opposed=opposed)), donate_argnums=0,
-                                     in_shardings=(shardings, batch, everywhere, everywhere),
-                                     out_shardings=(shardings, everywhere)) for opposed in (False, True)}
+    jitted_steps = step_programs(config, parts, shardings, mesh)
     in_training = functools.partial(validation_step, graphdef=parts.graphdef, config=config.tokenizer)
     jitted_validation = jax.jit(on_mesh(in_training), out_shardings=(everywhere, batch))
     adversarial_config = config.tokenizer.adversarial
@@ -106,10 +102,17 @@ def run(config: Config, workdir: Path) -> None:
         return validation(functools.partial(jitted_validation, perceptual=perceptual), state, held_out, mesh,
                           directory / "pictures" / f"step_{step:08d}.png")
 
+    watching = watch.Watch()
+
+    def warn(record: Mapping[str, float]) -> list[str]:
+        nonlocal watching
+        watching, sentences = watch.look(watching, record, config.tokenizer, training.batch_size * int(np.prod(config.grid)))
+        return sentences
+
     # ---- loop -------------------------------------------------------------------------------------------------------
     meta = {"stage": STAGE, "config": config_lib.to_dict(config), "versions": checkpoints.versions()}
     state = loop.train(STAGE, directory, training, meta, state, batches, take_step=take_step, validate=validate,
-                       best_by="loss", keep_steps=[adversarial_config.start] if adversarial_config.on else [])
+                       best_by="loss", keep_steps=[adversarial_config.start] if adversarial_config.on else [], warn=warn)
     workdir_lib.mark_done(config, workdir, STAGE, step=training.steps,
                           tokenizer=tokenizer_hash(state.averaged, state.statistics))
 
@@ -143,6 +146,15 @@ def create_state(config: Config, parts: TrainingParts, params_key: jax.Array, co
                                               jax.random.fold_in(params_key, 1))
     return new_state(params, parts.optimizer, ema=config.tokenizer.training.ema_decay > 0, statistics=codebook,
                      adversary=opponents)
+
+
+def step_programs(config: Config, parts: TrainingParts, shardings: Any, mesh: Mesh) -> dict[bool, jax.stages.Wrapped]:
+    """The jitted `train_step` without discriminators and with them: two, so that steps before these do not pay for them."""
+    batch, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
+    step = functools.partial(train_step, parts=parts, config=config.tokenizer)
+    return {opposed: jax.jit(mesh_lib.on_mesh(mesh, functools.partial(step, opposed=opposed)), donate_argnums=0,
+                             in_shardings=(shardings, batch, everywhere, everywhere), out_shardings=(shardings, everywhere))
+            for opposed in (False, True)}
 
 
 def train_step(state: TrainState, video: jax.Array, root_key: jax.Array, perceptual: nnx.State | None = None, *,
@@ -254,6 +266,11 @@ def lpips_graph() -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: LPIPS(rngs=nnx.Rngs(0))))[0]
 
 
+def abstract_perceptual() -> nnx.State:
+    """Shapes of the weights of LPIPS."""
+    return nnx.split(nnx.eval_shape(lambda: LPIPS(rngs=nnx.Rngs(0))))[1]
+
+
 def load_perceptual(config: Config, mesh: Mesh) -> nnx.State | None:
     """Weights of LPIPS on every device, or None if the config goes without.
 
@@ -264,9 +281,8 @@ def load_perceptual(config: Config, mesh: Mesh) -> nnx.State | None:
     if tokenizer.perceptual_weight == 0:
         return None
     if not tokenizer.lpips:
-        raise UserError(f"config.tokenizer.perceptual_weight is {tokenizer.perceptual_weight}, but the weights of LPIPS are not here: "
-                        f"fetch "
-                        f"`lpips` and `vgg16` with mebt_jax.interop.fetch, convert them (docs/evaluation.md) and pass "
+        raise UserError(f"config.tokenizer.perceptual_weight is {tokenizer.perceptual_weight}, but the weights of LPIPS are not "
+                        f"here: fetch `lpips` and `vgg16` with mebt_jax.interop.fetch, convert them (docs/evaluation.md) and pass "
                         f"--config.tokenizer.lpips=DIR, or train without them by --config.tokenizer.perceptual_weight=0.")
     return jax.device_put(folders.load_network(Path(tokenizer.lpips), "lpips")[1], mesh_lib.replicated(mesh))
 

@@ -238,8 +238,7 @@ def draw_pictures(config: Config, graphdef: nnx.GraphDef, params: nnx.State, enc
     shown = {"tokenizer": codes}
     for name, given in (("half predicted", {"codes": codes, "known": known}), ("generated", {})):
         steps = plan.build_plan(settings, tokens, num_known=int((1 - PICTURED_RATIO) * tokens) if given else 0)
-        shown[name] = decode.decode(graphdef, params, steps, config.grid, keys, block=config.transformer.loss_block,
-                                    sharding=sharding, **given).codes
+        shown[name] = decode.decode(graphdef, params, steps, config.grid, keys, sharding=sharding, **given).codes
     videos = {name: mesh_lib.local_rows(encoder.video(chosen)) for name, chosen in shown.items()}
     if jax.process_index() == 0:
         rows = [(f"{name} {i}", video[i]) for i in range(PICTURED_CLIPS) for name, video in videos.items() if i < len(video)]

@@ -2,8 +2,9 @@
 learns not to be told.
 
 A step has two halves, after mebt/vqgan.py:95 (forward): first the tokenizer moves against fixed discriminators
-(`tokenizer_gradients`), then they move against what it now paints (`discriminator_loss`). In the official code both halves run from `start` on at full weight; what keeps the game stable here (warm-up, ramp, a
-share instead of a weight, LeCAM) is switched off by the paper's configs.
+(`tokenizer_gradients`), then they move against what it now paints (`discriminator_loss`). In the official code both halves run
+from `start` on at full weight; what keeps the game stable here (warm-up, ramp, a share instead of a weight, LeCAM) is switched
+off by the paper's configs.
 """
 
 import functools
@@ -150,7 +151,7 @@ class Verdict:
 
     logits: dict[str, jax.Array]  # mean logits of real and of reconstructed video by each one, [2]
     moments: dict[str, tuple[Any, Any]]  # of the normalised layers, in the real and in the reconstructed batch
-    metrics: dict[str, jax.Array]  # scalars by name of the discriminator: frame_loss, frame_real, frame_fake
+    metrics: dict[str, jax.Array]  # scalars by name of the discriminator: frame_loss, frame_logits/real, frame_logits/fake
 
 
 def discriminator_loss(judges: Discriminators, reconstruction: jax.Array, video: jax.Array, frame: jax.Array,
@@ -165,7 +166,7 @@ def discriminator_loss(judges: Discriminators, reconstruction: jax.Array, video:
         total += weight * loss + config.lecam_weight * lecam(x, y, running[name])
         verdict.logits[name] = jnp.stack([x.mean(), y.mean()])
         verdict.moments[name] = (real[name].moments, fake[name].moments)
-        verdict.metrics.update({f"{name}_loss": loss, f"{name}_real": x.mean(), f"{name}_fake": y.mean()})
+        verdict.metrics.update({f"{name}_loss": loss, f"{name}_logits/real": x.mean(), f"{name}_logits/fake": y.mean()})
     return total, verdict
 
 

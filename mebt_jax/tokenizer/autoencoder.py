@@ -13,8 +13,6 @@ A patch of the whole compression makes the encoder pointwise: a code then follow
 have equal codes whatever lies around them, which leaves the transformer less to guess.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -24,7 +22,7 @@ from mebt_jax.config import TokenizerConfig
 from mebt_jax.runtime.checkpoints import content_hash
 from mebt_jax.runtime.mesh import constrain
 from mebt_jax.tokenizer import quantizers
-from mebt_jax.tokenizer.convolutions import CONVOLVED, Past, SameConv3d, SameConvTranspose3d, Size
+from mebt_jax.tokenizer.convolutions import Past, SameConv3d, SameConvTranspose3d, Size
 from mebt_jax.tokenizer.norms import make_norm
 
 COLOURS = 3
@@ -58,40 +56,28 @@ class Tokenizer(nnx.Module):
 
         A causal tokenizer takes a past where the video is a piece of a stream; see streaming.py.
         """
-        return self._encode(video, past) if past else keeping_convolutions(self._encode)(video)
+        past = self._past(past)
+        video = constrain(video, "batch", None, None, None, None)
+        features = self.to_features(self.encoder(fold_patches(video, self.patch, past), past))
+        if self.patch != (1, 1, 1):
+            features = features + self.shortcut_in(self.whole_patches(video, past))
+        return constrain(features.astype(jnp.float32), "batch", None, None, None, None)
 
     def decode(self, embeddings: jax.Array, past: Past | None = None) -> jax.Array:
         """Embeddings [B, T, H, W, E] -> video, float32 [B, F, H, W, 3], near [-0.5, 0.5] but not clipped to it."""
-        return self._decode(embeddings, past) if past else keeping_convolutions(self._decode)(embeddings)
+        past = self._past(past)
+        embeddings = constrain(embeddings, "batch", None, None, None, None)
+        video = unfold_patches(self.decoder(self.from_embeddings(embeddings), past), self.patch, past)
+        if self.patch != (1, 1, 1):
+            video = video + unfold_patches(self.shortcut_out(embeddings), self.compression, past)
+        return constrain(video.astype(jnp.float32), "batch", None, None, None, None)
 
     def whole_patches(self, video: jax.Array, past: Past | None = None) -> jax.Array:
         """Video [B, F, H, W, 3] -> the pixels that each token stands for, [B, T, H, W, P]."""
         return fold_patches(video, self.compression, self._past(past))
 
-    def _encode(self, video: jax.Array, past: Past | None = None) -> jax.Array:
-        past = self._past(past)
-        video = constrain(video, "batch", None, "rows", "columns", None)
-        features = self.to_features(self.encoder(fold_patches(video, self.patch, past), past))
-        if self.patch != (1, 1, 1):
-            features = features + self.shortcut_in(self.whole_patches(video, past))
-        return constrain(features.astype(jnp.float32), "batch", None, "rows", "columns", None)
-
-    def _decode(self, embeddings: jax.Array, past: Past | None = None) -> jax.Array:
-        past = self._past(past)
-        embeddings = constrain(embeddings, "batch", None, "rows", "columns", None)
-        video = unfold_patches(self.decoder(self.from_embeddings(embeddings), past), self.patch, past)
-        if self.patch != (1, 1, 1):
-            video = video + unfold_patches(self.shortcut_out(embeddings), self.compression, past)
-        return constrain(video.astype(jnp.float32), "batch", None, "rows", "columns", None)
-
     def _past(self, past: Past | None) -> Past | None:
         return Past() if self.causal and past is None else past
-
-
-def keeping_convolutions(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """The function, whose backward pass keeps the outputs of convolutions and makes norms, activations and padding anew: they
-    cost little, and are most of the memory of a step."""
-    return jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(CONVOLVED))
 
 
 def encode_to_codes(tokenizer: Tokenizer, codebook: quantizers.Codebook, video: jax.Array) -> jax.Array:

@@ -18,15 +18,15 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
-CONVOLVED = "convolved"  # names the outputs of the layers, which are all that a backward pass need keep
+from mebt_jax.runtime.mesh import platform
+
 Size = tuple[int, int, int]  # (time, height, width)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: Size = (1, 1, 1)) -> jax.Array:
     """Unpadded convolution, [B, F, H, W, I] by [f, h, w, I, O] -> [B, F', H', W', O], F' = (F - f) // stride + 1."""
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         return convolve_by_taps(x, kernel, strides)
     return convolve_directly(x, kernel, strides)
 
@@ -138,7 +138,7 @@ class SameConv3d(nnx.Module):
             x, around = past.lead(x, first=taps - 1, later=taps - stride), (stride, *around[1:])
         x = pad_same(x, around, self.strides)
         y = convolve(x, self.kernel[...].astype(self.dtype), self.strides)
-        return checkpoint_name(y + jnp.expand_dims(self.bias[...].astype(self.dtype), (0, 1, 2, 3)), CONVOLVED)
+        return y + jnp.expand_dims(self.bias[...].astype(self.dtype), (0, 1, 2, 3))
 
 
 class SameConvTranspose3d(nnx.Module):
@@ -160,4 +160,4 @@ class SameConvTranspose3d(nnx.Module):
             x, around, cut = past.lead(x, met, met), (stride, *around[1:]), (stride - 1 if past.begins else 0, 0)
         x = pad_same(x, around, self.strides)
         y = convolve_transposed(x, self.kernel[...].astype(self.dtype), self.strides, cut)
-        return checkpoint_name(y + jnp.expand_dims(self.bias[...].astype(self.dtype), (0, 1, 2, 3)), CONVOLVED)
+        return y + jnp.expand_dims(self.bias[...].astype(self.dtype), (0, 1, 2, 3))

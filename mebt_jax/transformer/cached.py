@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mebt_jax.runtime.mesh import constrain, gather
+from mebt_jax.runtime.mesh import constrain, gather, platform
 from mebt_jax.transformer.attention import KeySet
 from mebt_jax.transformer.blocks import apply_block, gathered_side
 from mebt_jax.transformer.model import MeBT
@@ -89,10 +89,16 @@ def _run_stack(stack: Stack, kept: tuple[tuple[jax.Array, jax.Array], ...], toke
     contexts = context_valid.shape[1]
     latent_angles = None if angles is None else angles["latents"]
 
-    def run_unit(tokens: dict[str, jax.Array], params_and_index: tuple[nnx.State, jax.Array]):
-        params, index = params_and_index
+    def run_unit(tokens: dict[str, jax.Array], index: jax.Array):
         offers = iter(kept)
-        for block, kind in zip(nnx.merge(graphdef, gather(params)), stack.unit):
+        for place, kind in enumerate(stack.unit):
+            if platform() == "cpu":
+                # A place that follows from the result of the block before, though it never differs, so that the weights are not
+                # cut out of the stack sooner: those of two blocks at once would be what fills the memory of short clips.
+                done = tokens["latents"][0, 0, 0] + tokens["targets"][0, 0, 0]
+                index = jnp.where(done == jnp.inf, 0, index)
+            own = params if stack.repeats == 1 else jax.tree.map(lambda x: x[index], params)
+            block = nnx.merge(graphdef, gather(own))[place]
             if kind == "encode":
                 # One layer at a time is cut out of the cache; as an operand of the scan all layers would be copied.
                 key, value = (constrain(jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False)[:, :contexts],
@@ -104,5 +110,5 @@ def _run_stack(stack: Stack, kept: tuple[tuple[jax.Array, jax.Array], ...], toke
         return tokens, None
 
     if stack.repeats == 1:
-        return run_unit(tokens, (params, jnp.int32(0)))[0]
-    return jax.lax.scan(run_unit, tokens, (params, jnp.arange(stack.repeats)))[0]
+        return run_unit(tokens, jnp.int32(0))[0]
+    return jax.lax.scan(run_unit, tokens, jnp.arange(stack.repeats))[0]

@@ -29,7 +29,7 @@ def test_a_long_video_gives_one_clip_of_one_of_its_records(tmp_path, make_config
     for v, frames in lengths.items():
         levels = np.broadcast_to((4 * np.arange(frames) + v).astype(np.uint8)[:, None, None, None], (frames, 16, 16, 3))
         write_video(tmp_path / "videos" / f"{v}.mkv", np.ascontiguousarray(levels))
-    config = make_config(source="folder", source_dir=str(tmp_path / "videos"), jpeg_quality=0, record_frames=20)
+    config = make_config(source="folder", path=str(tmp_path / "videos"), jpeg_quality=0, record_frames=20)
     sources.prepare(config, tmp_path / "run")
     used = preparation.read_manifest(sources.records_folder(config, tmp_path / "run"))["used"]
     opened = sources.open_sources(config, tmp_path / "run")

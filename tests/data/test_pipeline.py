@@ -106,7 +106,7 @@ def test_a_host_reads_its_share_alone():
             read.append(int(index))
             return {"video": np.int32(index)}
 
-    shared = pipeline._shared(grain.MapDataset.source(Watched()), 8, ((1, 2), 4))
+    shared = pipeline.shared(grain.MapDataset.source(Watched()), 8, ((1, 2), 4))
     np.testing.assert_array_equal([shared[batch]["video"] for batch in range(len(shared))],
                                   [[2, 3, 4, 5], [10, 11, 12, 13], [18, 19, 20, 21]])
     assert {*read} == {2, 3, 4, 5, 10, 11, 12, 13, 18, 19, 20, 21}

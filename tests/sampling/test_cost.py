@@ -12,8 +12,9 @@ from flax import nnx
 from configs.base import get_config
 from mebt_jax.config import from_config_dict
 from mebt_jax.errors import UserError
-from mebt_jax.sampling import cost
-from mebt_jax.sampling.plan import DRAFT, DRAFT_PROGRAMS, REVISE, Pass, Sizes, build_plan, programs
+from mebt_jax.sampling import cost, decode
+from mebt_jax.sampling.plan import BOOTSTRAP, DRAFT, DRAFT_PROGRAMS, REVISE, Pass, Sizes, build_plan, programs, shared_sizes
+from mebt_jax.stages.transformer import abstract_transformer
 from mebt_jax.transformer import cached
 from mebt_jax.transformer.model import MeBT
 
@@ -54,6 +55,53 @@ def test_the_ucf128_preset_takes_a_quarter_less_in_few_programs():
     full = cost.plan_flops(config.transformer, config.tokenizer.codes, plan, plain=True, padded=False)
     assert cost.plan_flops(config.transformer, config.tokenizer.codes, plan) < 0.75 * full
     assert len(programs(plan)) <= DRAFT_PROGRAMS + 2
+
+
+def traced_pass(config, kind):
+    """The ucf128 preset's first pass of a kind as JAX will compile it, and its sizes."""
+    plan = build_plan(config.sample, math.prod(config.grid))
+    index = next(i for i, one in enumerate(plan.passes) if one.kind == kind)
+    one, sizes = plan.passes[index], shared_sizes(plan)[index]
+    graphdef, params = abstract_transformer(config)
+    keys = jax.eval_shape(lambda: decode.clip_keys(0, jnp.arange(1)))
+    tokens, known = (jax.ShapeDtypeStruct((1, plan.num_tokens), dtype) for dtype in (jnp.int32, bool))
+    state = jax.eval_shape(lambda *arrays: decode.start(graphdef, *arrays, plan=plan, grid=config.grid, plain=False,
+                                                        sharding=None), params, keys, tokens, known)
+    traced = decode.run_pass.trace(
+        graphdef, params, state, keys, decode.pass_inputs(index, one), kind=kind, sizes=sizes,
+        by_confidence=kind == DRAFT and plan.order == "confidence", num_known=0, partitions=plan.partitions, top_k=plan.top_k,
+        top_p=plan.top_p, block=decode.LOGITS_BLOCK, sharding=None)
+    return traced.jaxpr.jaxpr, sizes
+
+
+def operations(jaxpr, times=1):
+    """(operation, how often it runs) of a program and all that it calls, in order."""
+    for operation in jaxpr.eqns:
+        yield operation, times
+        for inner in jax.core.jaxprs_in_params(operation.params):
+            yield from operations(inner, times * operation.params.get("length", 1))
+
+
+@pytest.mark.parametrize("kind, order", [(BOOTSTRAP, "confidence"), (DRAFT, "confidence"), (DRAFT, "halton"),
+                                         (REVISE, "confidence")])
+def test_the_last_block_and_the_head_run_for_the_asked_tokens_and_all_logits_are_never_made(kind, order):
+    config = from_config_dict(importlib.import_module("configs.ucf128").get_config())
+    config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, order=order))
+    jaxpr, sizes = traced_pass(config, kind)
+    assert (sizes.asked == sizes.targets) is (order == "confidence" and kind == DRAFT or kind == REVISE)
+    width, codes = config.transformer.width, config.tokenizer.codes
+    rows = {"head": 0, "mlp": 0}
+    for operation, times in operations(jaxpr):
+        shapes = [variable.aval.shape for variable in operation.invars]
+        if operation.primitive.name == "dot_general" and shapes[1] == (width, codes):
+            rows["head"] += shapes[0][1] * times
+        if operation.primitive.name == "dot_general" and shapes[1] == (width, 4 * width):
+            rows["mlp"] = shapes[0][1]  # of the last block in the end
+        for made in (variable.aval for variable in operation.outvars):
+            assert made.size < math.prod(config.grid) * codes / 2
+            assert made.shape[-1:] != (codes,) or made.shape == (width, codes) or made.size <= decode.LOGITS_BLOCK * codes
+    assert sizes.asked <= rows["head"] < sizes.asked + -(-sizes.asked // decode.LOGITS_BLOCK)
+    assert rows["mlp"] == sizes.asked
 
 
 def test_a_batch_too_large_for_the_device_is_refused_with_the_largest_that_is_not():

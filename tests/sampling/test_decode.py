@@ -19,15 +19,23 @@ from mebt_jax.sampling.orders import halton_ranks
 from mebt_jax.sampling.plan import BOOTSTRAP, DRAFT, REMASK, REVISE, Plan, build_plan, programs
 from mebt_jax.transformer.model import MeBT
 
-GRID, NUM_CODES = (3, 2, 4), 13
+GRID, NUM_CODES = (4, 2, 3), 13
 NUM_TOKENS = 24
-BATCH = 4
+T, H, W = np.indices(GRID)
+# What the tasks give of a clip, one in each row of a batch; all give as much, and so share their programs.
+KNOWN = np.stack([
+    T < 2,  # predict, and every window of extend after the first
+    (T == 0) | (T == 3),  # interpolate
+    (H == 0),  # edit of a box
+    (T + H + W) % 2 == 0,  # fill
+])
+BATCH, NUM_KNOWN = len(KNOWN), 12
 BASE = from_config_dict(get_config())
 SETTINGS = dataclasses.replace(
     BASE.sample, draft_steps=5, choice_temperature=3.0, top_k=6, bootstrap_steps=2, remask_steps=2, remask_at=0.5,
     remask_share=0.1, revise_rounds=2, revise_partitions=5, revise_temperature=0.6)
-TRANSFORMER = dataclasses.replace(BASE.transformer, layers=("encode", "latent") * 2 + ("decode", "update", "decode"), width=16,
-                                  heads=2, latents=3, dtype="float32", remat="none")
+TRANSFORMER = dataclasses.replace(BASE.transformer, layers=("encode", "update", "decode"), width=16, heads=2, latents=3,
+                                  dtype="float32", remat="none")
 
 
 def random_model(config=TRANSFORMER):
@@ -134,43 +142,47 @@ def plain_decode(plan: Plan, key: jax.Array, codes: np.ndarray, known: np.ndarra
     return codes.reshape(GRID)
 
 
-def given_tokens(seed: int, num_known: int) -> tuple[jax.Array, jax.Array]:
-    rng = np.random.default_rng(seed)
-    codes = rng.integers(0, NUM_CODES, (BATCH, NUM_TOKENS)).astype(np.int32)
-    known = np.argsort(rng.random((BATCH, NUM_TOKENS)), axis=1) < num_known
-    return jnp.asarray(np.where(known, codes, 0).reshape(BATCH, *GRID)), jnp.asarray(known.reshape(BATCH, *GRID))
+def given_tokens(seed: int) -> tuple[jax.Array, jax.Array]:
+    codes = np.random.default_rng(seed).integers(0, NUM_CODES, KNOWN.shape).astype(np.int32)
+    return jnp.asarray(np.where(KNOWN, codes, 0)), jnp.asarray(KNOWN)
 
 
 @functools.cache
-def plan_of(order: str, num_known: int = 9) -> Plan:
-    return build_plan(dataclasses.replace(SETTINGS, order=order), NUM_TOKENS, num_known)
+def plan_of(order: str) -> Plan:
+    return build_plan(dataclasses.replace(SETTINGS, order=order), NUM_TOKENS, NUM_KNOWN)
 
 
-@pytest.mark.parametrize("order, plain", [*((order, False) for order in ORDERS), ("confidence", True)])
-def test_equals_a_plain_loop(order, plain):
-    plan, keys = plan_of(order), decode_lib.clip_keys(3, jnp.arange(BATCH))
-    codes, known = given_tokens(0, 9)
-    ours = run(plan, keys, codes=codes, known=known, plain=plain, block=100 if plain else 7)
-    for i in range(2):
-        expected = plain_decode(plan, keys[i], np.asarray(codes[i]).ravel(), np.asarray(known[i]).ravel())
+@pytest.mark.parametrize("order", ORDERS)
+def test_equals_a_plain_loop(order):
+    keys, (codes, known) = decode_lib.clip_keys(3, jnp.arange(BATCH)), given_tokens(0)
+    ours = run(plan_of(order), keys, codes=codes, known=known)
+    for i in range(BATCH):
+        expected = plain_decode(plan_of(order), keys[i], np.asarray(codes[i]).ravel(), np.asarray(known[i]).ravel())
         np.testing.assert_array_equal(ours[i], expected)
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("order", ORDERS)
-def test_known_tokens_never_change(seed, order):
-    codes, known = given_tokens(seed, 9)
-    keys = decode_lib.clip_keys(seed, jnp.arange(BATCH))
-    decoded = decode_lib.decode(GRAPHDEF, PARAMS, plan_of(order), GRID, keys, block=7, codes=codes, known=known)
-    np.testing.assert_array_equal(decoded.codes[known], codes[known])
-    assert decoded.codes.min() >= 0 and decoded.codes.max() < NUM_CODES and decoded.codes[~known].any()
+def test_the_cache_changes_no_token_of_any_task(order):
+    for seed in range(3):
+        keys, (codes, known) = decode_lib.clip_keys(seed, jnp.arange(BATCH)), given_tokens(seed)
+        plain = run(plan_of(order), keys, codes=codes, known=known, plain=True, block=100)
+        np.testing.assert_array_equal(plain, run(plan_of(order), keys, codes=codes, known=known))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_known_tokens_never_change(order):
     passes = len([one for one in plan_of(order).passes if one.kind != REVISE])
-    assert (decoded.committed_at[known] == decode_lib.GIVEN).all()
-    assert ((decoded.committed_at[~known] >= 0) & (decoded.committed_at[~known] < passes)).all()
+    for seed in range(4):
+        keys, (codes, known) = decode_lib.clip_keys(seed, jnp.arange(BATCH)), given_tokens(seed)
+        decoded = decode_lib.decode(GRAPHDEF, PARAMS, plan_of(order), GRID, keys, block=7, codes=codes, known=known)
+        np.testing.assert_array_equal(decoded.codes[known], codes[known])
+        assert decoded.codes.min() >= 0 and decoded.codes.max() < NUM_CODES and decoded.codes[~known].any()
+        assert (decoded.committed_at[known] == decode_lib.GIVEN).all()
+        assert ((decoded.committed_at[~known] >= 0) & (decoded.committed_at[~known] < passes)).all()
 
 
 def test_a_clip_depends_on_its_own_key_alone():
-    plan, (codes, known) = plan_of("confidence"), given_tokens(0, 9)
+    plan, (codes, known) = plan_of("confidence"), given_tokens(0)
     codes, known = (jnp.broadcast_to(x[:1], x.shape) for x in (codes, known))
     first = run(plan, decode_lib.clip_keys(5, jnp.arange(BATCH)), codes=codes, known=known)
     again = run(plan, decode_lib.clip_keys(5, jnp.array([17, 3, 9, 2])), codes=codes, known=known)
@@ -178,36 +190,28 @@ def test_a_clip_depends_on_its_own_key_alone():
     assert len(np.unique(np.concatenate([first, again]).reshape(2 * BATCH, -1), axis=0)) == 2 * BATCH - 2
 
 
-def test_padding_changes_nothing(monkeypatch):
-    plan, keys, (codes, known) = plan_of("confidence"), decode_lib.clip_keys(0, jnp.arange(BATCH)), given_tokens(0, 9)
-    padded = run(plan, keys, codes=codes, known=known)
-    assert len(programs(plan)) == 4
-    monkeypatch.setattr(plan_lib, "DRAFT_PROGRAMS", 2)
-    plan_lib.shared_sizes.cache_clear()
-    assert len(programs(plan)) == 5
-    np.testing.assert_array_equal(padded, run(plan, keys, codes=codes, known=known))
-
-
 def test_maskgit_layers_are_run_plainly():
-    config = dataclasses.replace(TRANSFORMER, layers=("encode", "maskgit", "encode", "decode"))
-    graphdef, params = random_model(config)
-    plan = build_plan(dataclasses.replace(SETTINGS, draft_steps=1, bootstrap_steps=0, remask_steps=0, revise_rounds=0),
-                      NUM_TOKENS, 9)
-    codes, known = given_tokens(1, 9)
-    decoded = decode_lib.decode(graphdef, params, plan, GRID, decode_lib.clip_keys(0, jnp.arange(BATCH)), block=7,
-                                codes=codes, known=known)
-    np.testing.assert_array_equal(decoded.codes[known], codes[known])
+    for layers, kept in ((("encode", "maskgit", "decode"), False), (("encode", "decode"), True)):
+        graphdef, params = random_model(dataclasses.replace(TRANSFORMER, layers=layers))
+        codes, known = (x.reshape(BATCH, NUM_TOKENS) for x in given_tokens(0))
+        state = jax.eval_shape(lambda *arrays: decode_lib.start(
+            graphdef, *arrays, plan=plan_of("confidence"), grid=GRID, plain=False, sharding=None),
+            params, decode_lib.clip_keys(0, jnp.arange(BATCH)), codes, known)
+        assert (state.cache is not None) is kept
 
 
-def test_batch_split_over_devices_gives_the_same_clips():
+def test_batch_split_over_devices_gives_the_same_clips_by_the_programs_of_the_plan():
     plan = build_plan(dataclasses.replace(SETTINGS, bootstrap_steps=0, draft_steps=2, remask_steps=0, revise_rounds=0),
                       NUM_TOKENS)
-    keys = decode_lib.clip_keys(0, jnp.arange(BATCH))
-    mesh = Mesh(np.array(jax.devices()[:BATCH]).reshape(BATCH, 1, 1, 1), mesh_lib.AXES)
-    sharding = mesh_lib.batch_sharding(mesh)
-    codes = decode_lib.decode(GRAPHDEF, PARAMS, plan, GRID, keys, block=7, sharding=sharding).codes
-    assert [shard.data.shape for shard in codes.addressable_shards] == [(1, *GRID)] * BATCH
-    np.testing.assert_array_equal(codes, run(plan, keys))
+    sharding = mesh_lib.batch_sharding(Mesh(np.array(jax.devices()[:BATCH]).reshape(BATCH, 1, 1, 1), mesh_lib.AXES))
+    before = decode_lib.run_pass._cache_size()
+    for seed in range(2):
+        keys = decode_lib.clip_keys(seed, jnp.arange(BATCH))
+        codes = decode_lib.decode(GRAPHDEF, PARAMS, plan, GRID, keys, block=7, sharding=sharding).codes
+        assert [shard.data.shape for shard in codes.addressable_shards] == [(1, *GRID)] * BATCH
+        expected = plain_decode(plan, keys[1], np.zeros(NUM_TOKENS, np.int32), np.zeros(NUM_TOKENS, bool))
+        np.testing.assert_array_equal(codes[1], expected)
+    assert decode_lib.run_pass._cache_size() - before == len(programs(plan)) == 1
 
 
 def test_remasking_keeps_a_joint_distribution():
@@ -246,12 +250,12 @@ def test_remasking_keeps_a_joint_distribution():
 
 
 def test_on_pass_is_called_once_per_pass():
-    plan, calls, (codes, known) = plan_of("confidence"), [], given_tokens(0, 9)
+    plan, calls, (codes, known) = plan_of("confidence"), [], given_tokens(0)
     run(plan, decode_lib.clip_keys(0, jnp.arange(BATCH)), codes=codes, known=known, on_pass=lambda: calls.append(1))
     assert len(calls) == plan.num_passes
 
 
 def test_wrong_number_of_known_tokens_is_refused():
-    codes, known = given_tokens(0, 6)
-    with pytest.raises(UserError, match="9 known tokens"):
-        run(plan_of("confidence", 9), decode_lib.clip_keys(0, jnp.arange(BATCH)), codes=codes, known=known)
+    codes, known = given_tokens(0)
+    with pytest.raises(UserError, match="12 known tokens per clip, but the clips have 10 to 12"):
+        run(plan_of("confidence"), decode_lib.clip_keys(0, jnp.arange(BATCH)), codes=codes, known=known.at[0, 0, 0, :2].set(False))

@@ -13,11 +13,11 @@ from PIL import Image
 
 from mebt_jax.config import from_config_dict, to_dict
 from mebt_jax.errors import UserError
-from mebt_jax.runtime import checkpoints, mesh as mesh_lib, telemetry, workdir as workdir_lib
+from mebt_jax.runtime import checkpoints, telemetry, workdir as workdir_lib
 from mebt_jax.runtime.train_state import TrainState
 from mebt_jax.stages import evaluate, evaluated_clips, sample
-from mebt_jax.stages.tokenizer import load_tokenizer, tokenizer_hash
-from mebt_jax.stages.transformer import load_transformer, new_transformer
+from mebt_jax.stages.tokenizer import tokenizer_hash
+from mebt_jax.stages.transformer import new_transformer
 from mebt_jax.tokenizer import quantizers
 from mebt_jax.tokenizer.autoencoder import Tokenizer
 from tests.tiny_config import tiny_config
@@ -82,7 +82,9 @@ def test_evaluate_writes_every_number_with_its_definition_and_protocol(workdir):
     curve, made_from = metrics.pop("over_time"), metrics.pop("made_from")
     for name, entry in metrics.items():
         assert np.isfinite(entry["value"]) and entry["definition"] and entry["count"] >= 1, name
-        assert np.isfinite(entry["standard_error"]), name
+        too_few = name in {f"generated/{share}" for share in ("precision", "recall", "density", "coverage")}
+        assert too_few != ("standard_error" in entry), name  # half of 10 clips have no fifth neighbour
+        assert too_few or np.isfinite(entry["standard_error"]), name
     for name in ("generated/frechet", "generated/kernel", "reconstructed/frechet", "reconstructed/paired_frechet"):
         count = 13 if "paired" in name else 10  # no clip is left out of a batch of 8, and none counts twice
         assert "not FVD" in metrics[name]["protocol"] and f"N={count} a side" in metrics[name]["protocol"]
@@ -91,6 +93,8 @@ def test_evaluate_writes_every_number_with_its_definition_and_protocol(workdir):
         assert {"value", "standard_error", "at_infinity", "real_floor", "repeats"} <= set(metrics[name]), name
     assert metrics["transformer/nll"]["count"] == 13 and metrics["transformer/nll"]["real_floor_count"] == 40
     assert "averaged weights" in metrics["transformer/nll"]["definition"] and "averaged" in made_from["transformer"]
+    assert abs(metrics["transformer/nll"]["value"] - np.log(CONFIG.tokenizer.codes)) > 1e-5  # what the plain weights, zeros, give
+    assert made_from["tokenizer"] == checkpoints.read_meta(workdir / "transformer" / "checkpoints")["tokenizer"]  # the averages'
     assert {"tokenizer/psnr", "transformer/nll", "generated/coverage", "memorisation/close_share",
             "physics_generated/score", "physics_reconstructed/score"} <= set(metrics)
     assert metrics["unigram/entropy"]["value"] <= np.log(CONFIG.tokenizer.codes)
@@ -99,14 +103,6 @@ def test_evaluate_writes_every_number_with_its_definition_and_protocol(workdir):
     assert metrics["nll_over_unigram_entropy"]["value"] == pytest.approx(ratio)
     assert curve["first_frame"] == [0, 2, 4] and curve["count"] == curve["real_floor_count"] == 10
     assert all(len(curve[name]) == 3 for name in ("value", "standard_error", "real_floor", "at_infinity"))
-
-
-def test_weights_are_the_averaged_ones(workdir):
-    mesh = mesh_lib.make_mesh(CONFIG.mesh)
-    tokenizer = load_tokenizer(CONFIG, workdir, mesh)
-    transformer = load_transformer(CONFIG, workdir, mesh, tokenizer.content_hash)
-    for params in (tokenizer.params, transformer.params):
-        assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(params)) > 0
 
 
 def test_evaluate_shows_real_reconstructed_and_generated_clips(workdir):

@@ -88,6 +88,10 @@ def test_extend_goes_on_from_what_it_has_and_costs_no_memory(sampler):
                                              jnp.pad(codes[:, 2:4], ((0, 0), (0, 2), (0, 0), (0, 0))), None).codes)
     np.testing.assert_array_equal(window[:, :2], codes[:, 2:4])  # given tokens never change
     np.testing.assert_array_equal(window[:, 2:], codes[:, 4:6])
+    known = TASKS["predict"].known
+    for seed in range(3):
+        codes, _ = next(sampler.windows(TASKS["predict"], [0, 1], VIDEOS[:2], 40, seed=seed))
+        np.testing.assert_array_equal(codes[:, known], sampler.encode(TASKS["predict"], VIDEOS[:2])[:, known])
     whole = next(iter(sampler.extend(16, videos=VIDEOS[:2], given=16)))
     np.testing.assert_array_equal(whole, sampler.video_of(np.asarray(sampler.encode(tasks.edit(
         CONFIG, (0, 4, 0, 4, 0, 4)), VIDEOS[:2]))))
@@ -117,8 +121,9 @@ def program(monkeypatch, models, tmp_path):
 @pytest.mark.parametrize("settings", [
     {"task": "predict", "given_frames": 8}, {"task": "interpolate", "given_frames": 4, "given_last_frames": 4},
     {"task": "fill"}, {"task": "edit", "region": (0, 16, 8, 16, 0, 16)}], ids=lambda x: x["task"])
-def test_every_task_runs_as_a_stage_and_any_clip_can_be_made_again_alone(program, settings):
+def test_every_task_runs_as_a_stage_and_any_clip_can_be_made_again_alone(program, settings, capsys):
     folder = program(**settings)
+    assert f"{settings['task']}, 3 of 3 clips to make, 2 at a time; 4 passes each by 3 compiled" in capsys.readouterr().err
     codes = np.load(folder / "tokens.npz")["codes"]
     assert codes.shape == (3, 4, 4, 4)
     known = TASKS[settings["task"]].known

@@ -20,8 +20,6 @@ from mebt_jax.runtime.train_state import create_sharded, new_state
 from mebt_jax.sampling import decode
 from mebt_jax.sampling.plan import build_plan
 from mebt_jax.stages import tokenizer as tokenizer_stage, transformer as transformer_stage
-from mebt_jax.tokenizer import quantizers
-from mebt_jax.tokenizer.autoencoder import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -31,7 +29,7 @@ ALL = [pytest.param(axes, marks=() if axes == (2, 1, 2, 2) else pytest.mark.slow
 
 
 def config_on(axes, **overrides):
-    settings = dict(transformer__layers=("encode", "update") * 2 + ("decode",), transformer__latents=8,
+    settings = dict(transformer__layers=("encode", "update", "decode"), transformer__latents=8,
                     tokenizer__training__clip_norm=0.0, transformer__training__clip_norm=0.0)
     mesh = {f"mesh__{name}": size for name, size in zip(mesh_lib.AXES, axes)}
     return from_config_dict(tiny_config(**settings | mesh | overrides))
@@ -71,13 +69,10 @@ def trained_tokenizer(axes):
     # The official network, all of whose convolutions reach over the borders between devices.
     config = config_on(axes, tokenizer__patch=(1, 1, 1), tokenizer__hidden=32)
     mesh = mesh_lib.make_mesh(config.mesh)
-    graphdef, abstract_params = tokenizer_stage.abstract_tokenizer(config)
-    optimizer = make_optimizer(config.tokenizer.training, abstract_params)
-    state, shardings = create_sharded(
-        lambda: new_state(nnx.state(Tokenizer(config.tokenizer, rngs=nnx.Rngs(0)), nnx.Param), optimizer, ema=True,
-                          statistics=quantizers.init_codebook(config.tokenizer, jax.random.key(1))),
-        mesh, config.runtime.fsdp_min_elements)
-    step = functools.partial(tokenizer_stage.train_step, graphdef=graphdef, optimizer=optimizer, config=config.tokenizer)
+    parts = tokenizer_stage.training_parts(config)
+    create = functools.partial(tokenizer_stage.create_state, config, parts, jax.random.key(0), jax.random.key(1))
+    state, shardings = create_sharded(create, mesh, config.runtime.fsdp_min_elements)
+    step = functools.partial(tokenizer_stage.train_step, parts=parts, config=config.tokenizer)
     step = jax.jit(mesh_lib.on_mesh(mesh, step), out_shardings=(shardings, mesh_lib.replicated(mesh)), donate_argnums=0)
     videos = [np.random.default_rng(i).integers(0, 256, (8, 8, 16, 16, 3), dtype=np.uint8) for i in range(2)]
     return train(lambda: state, step, [tuple(mesh_lib.put_batch(mesh, {"video": video}).values()) for video in videos])

@@ -6,19 +6,15 @@ import signal
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 from tiny_config import tiny_config
-from training_runs import LONG_TOKENIZER, Command
+from training_runs import LONG_TOKENIZER, OPPOSED_TOKENIZER, Command
 
 from mebt_jax.config import from_config_dict
 from mebt_jax.errors import UserError
-from mebt_jax.runtime import mesh as mesh_lib
-from mebt_jax.runtime.optimizers import make_optimizer
-from mebt_jax.runtime.train_state import create_sharded, new_state
+from mebt_jax.runtime import checkpoints, mesh as mesh_lib
+from mebt_jax.runtime.train_state import create_sharded
 from mebt_jax.stages import data, tokenizer as stage
-from mebt_jax.tokenizer import quantizers
-from mebt_jax.tokenizer.autoencoder import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -48,9 +44,11 @@ ADVERSARIAL = {f"tokenizer__adversarial__{name}": value for name, value in {
     "frame_weight": 1.0, "clip_weight": 1.0, "channels": 8, "layers": 1, "start": 0, "warmup": 0, "ramp": 2}.items()}
 
 
-def test_losses_do_not_depend_on_the_mesh_and_parameters_really_split():
-    single, _ = train(3, mesh__data=1, **ADVERSARIAL)
-    losses, state = train(3, mesh__data=2, mesh__fsdp=4, **ADVERSARIAL)
+@pytest.mark.parametrize("overrides", [pytest.param({}, id="plain"),
+                                       pytest.param(ADVERSARIAL, id="adversarial", marks=pytest.mark.slow)])
+def test_losses_do_not_depend_on_the_mesh_and_parameters_really_split(overrides):
+    single, _ = train(3, mesh__data=1, **overrides)
+    losses, state = train(3, mesh__data=2, mesh__fsdp=4, **overrides)
     np.testing.assert_allclose(losses, single, rtol=1e-5, atol=1e-5)
     arrays = jax.tree.leaves((state.params, state.ema, state.opt_state, state.adversary))
     split = [leaf for leaf in arrays if leaf.size >= 512 and leaf.ndim > 1]
@@ -68,15 +66,30 @@ def test_accumulation_takes_the_same_step():
 
 
 def test_a_run_that_was_stopped_and_killed_ends_like_one_that_was_not(tokenizer_run, compilation_cache, tmp_path):
-    command = Command(tmp_path, compilation_cache, "tokenizer", **LONG_TOKENIZER)
+    assert stopped_and_killed(tmp_path, compilation_cache, LONG_TOKENIZER).record() == tokenizer_run.record()
+
+
+@pytest.mark.slow
+def test_so_does_one_with_discriminators_and_the_checkpoint_before_them_is_kept(compilation_cache, tmp_path):
+    whole = Command(tmp_path / "whole", compilation_cache, "tokenizer", **OPPOSED_TOKENIZER)
+    whole.run()
+    command = stopped_and_killed(tmp_path / "killed", compilation_cache, OPPOSED_TOKENIZER)
+    assert command.record() == whole.record()
+    assert 7 in command.steps() & whole.steps()
+    before = checkpoints.find_checkpoints(command.workdir / "tokenizer" / "checkpoints" / "7", "tokenizer")
+    assert checkpoints.read_meta(before)["step"] == 7
+    opposed = [line for line in command.record()[0] if "train/clip_logits/real" in line]
+    assert opposed[0]["step"] == 6 and opposed[0]["train/adversarial_scale"] == 0 < opposed[-1]["train/adversarial_scale"]
+
+
+def stopped_and_killed(workdir, compilation_cache, overrides):
+    """A run that got SIGTERM, then SIGKILL, then came to its end."""
+    command = Command(workdir, compilation_cache, "tokenizer", **overrides)
     output = command.stop(signal.SIGTERM, delay=0.0)
     assert "told to stop, saved step" in output and "Traceback" not in output
     command.stop(signal.SIGKILL, delay=random.uniform(0, 0.5))
     assert "going on from step" in command.run()
-    assert command.record() == tokenizer_run.record()
-    assert 7 in command.steps() & tokenizer_run.steps(), "the checkpoint before the adversarial phase is kept"
-    opposed = [line for line in command.record()[0] if "train/clip_real" in line]
-    assert opposed[0]["step"] == 6 and opposed[0]["train/adversarial_scale"] == 0 < opposed[-1]["train/adversarial_scale"]
+    return command
 
 
 def test_training_starts_fitted_to_the_clips(tokenizer_run):

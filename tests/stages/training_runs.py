@@ -17,8 +17,9 @@ from mebt_jax.stages import data
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 240
+LONG_TOKENIZER = {"tokenizer__training__steps": 40, "tokenizer__training__validate_every": 1000}
 # Every part of the training: without discriminators, they alone, and all together.
-LONG_TOKENIZER = {"tokenizer__training__steps": 40, "tokenizer__training__validate_every": 1000} | {
+OPPOSED_TOKENIZER = LONG_TOKENIZER | {
     f"tokenizer__adversarial__{name}": value for name, value in {
         "frame_weight": 1.0, "clip_weight": 1.0, "channels": 4, "layers": 1, "start": 7, "warmup": 2, "ramp": 8}.items()}
 LONG_TRANSFORMER = {"transformer__training__steps": 40, "transformer__training__validate_every": 1000}

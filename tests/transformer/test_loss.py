@@ -19,6 +19,9 @@ CONFIG = dataclasses.replace(from_config_dict(get_config()).transformer, layers=
 GRAPHDEF, PARAMS = nnx.split(MeBT(CONFIG, num_codes=CODES, grid=(TARGETS, 1, 1), rngs=nnx.Rngs(0)), nnx.Param)
 HIDDEN = 20 * jax.random.normal(jax.random.key(0), (2, TARGETS, WIDTH))
 TARGET_CODES = jax.random.randint(jax.random.key(1), (2, TARGETS), 0, CODES)
+# Some predictions are right, of the first clip more than of the second.
+LIKELIEST = jnp.argmax(nnx.merge(GRAPHDEF, PARAMS).logits(HIDDEN), axis=-1)
+TARGET_CODES = jnp.where(jnp.arange(TARGETS)[None] < jnp.array([[4], [1]]), LIKELIEST, TARGET_CODES)
 TARGET_VALID = jnp.arange(TARGETS)[None] < jnp.array([[TARGETS], [7]])
 
 
@@ -50,7 +53,7 @@ def test_nll_and_accuracy():
     np.testing.assert_allclose(output.accuracy, np.asarray(right)[np.asarray(TARGET_VALID)].mean(), rtol=1e-6)
     of_clips = clip_scores(nnx.merge(GRAPHDEF, PARAMS), HIDDEN, TARGET_CODES, TARGET_VALID, block=4)
     for values, mean in zip(of_clips, (output.nll, output.accuracy), strict=True):
-        assert values.shape == (2,) and np.ptp(values) > 0
+        assert values.shape == (2,)
         np.testing.assert_allclose(np.average(values, weights=TARGET_VALID.sum(axis=1)), mean, rtol=1e-6)
 
 

@@ -1,0 +1,77 @@
+"""The programs by themselves on eight CPU devices; compiled for TPUs in `python -m pytest -m slow`."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from mebt_jax.aot import programs
+from mebt_jax.config import from_config_dict
+from mebt_jax.runtime import mesh as mesh_lib
+from mebt_jax.sampling.cost import plan_flops
+from mebt_jax.sampling.plan import build_plan
+from tests.tiny_config import tiny_config
+
+
+@pytest.mark.slow
+def test_the_programs_are_those_of_a_run_and_count_what_decoding_costs():
+    config = from_config_dict(tiny_config())
+    made = {step: programs.programs(step, config, jax.devices()) for step in ("transformer", "tokenizer", "sample")}
+    for step in ("transformer", "tokenizer"):
+        (one,) = made[step]
+        assert one.clips == 8 and 0 < one.useful_flops <= one.flops
+    plan = build_plan(config.sample, 32)
+    passes = made["sample"][:-1]
+    assert sum(one.turns for one in passes) == plan.num_passes
+    expected = 8 * plan_flops(config.transformer, config.tokenizer.codes, plan)
+    assert sum(one.useful_flops * one.turns for one in passes) == expected
+    # The program itself also makes the keys and values of what it commits, in whole blocks.
+    assert sum(one.flops * one.turns for one in passes) == pytest.approx(expected, rel=0.25)
+
+
+@pytest.mark.slow
+def test_state_that_is_split_takes_its_share():
+    config = from_config_dict(tiny_config())
+    whole, split = (programs.transformer_step(config, mesh_lib.make_mesh(mesh, jax.devices()[:4]))[0].resident_bytes
+                    for mesh in (config.mesh, from_config_dict(tiny_config(mesh__data=1, mesh__fsdp=4)).mesh))
+    assert whole / 4 < split < 0.6 * whole  # small arrays are not split
+
+
+def report(*arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, "-m", "mebt_jax.aot", *arguments], env=environment, text=True, capture_output=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["transformer", "tokenizer", "sample"])
+def test_every_step_compiles_for_a_tpu(step):
+    pytest.importorskip("libtpu")
+    status, output = report("--config=tests/tiny_config.py", "--topology=v5e:2x2", f"--step={step}")
+    assert status == 0 and "clips a second by the whole 4 chips" in output, output
+
+
+@pytest.mark.slow
+def test_two_slices_pay_for_what_they_send_each_other():
+    pytest.importorskip("libtpu")
+    status, output = report("--config=tests/tiny_config.py", "--topology=v5e:2x2", "--slices=2")
+    assert status == 0 and "all-reduce" in output, output
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_leaves_with_one_and_a_mend():
+    pytest.importorskip("libtpu")
+    # Logits of all targets at one time, float32, in one product: 32 x 2048 x 2^18 of them on each chip are 64 GiB.
+    status, output = report("--config=tests/tiny_config.py", "--topology=v5e:2x2", "--config.tokenizer.codes=262144",
+                            "--config.data.resolution=128", "--config.data.frames=8", "--config.transformer.loss_block=2048",
+                            "--config.transformer.training.batch_size=128")
+    assert status == 1 and "raise config.transformer.training.accumulation up to 32" in output, output
+
+
+@pytest.mark.slow
+def test_ucf128_fits_sixteen_v5e_chips():
+    pytest.importorskip("libtpu")
+    status, output = report("--config=configs/ucf128.py", "--topology=v5e:4x4", "--effort=-1")
+    assert status == 0 and "GiB of the 15.75 GiB" in output, output

@@ -1,0 +1,42 @@
+"""Trainings that are driven into failure on purpose: the run itself says what goes wrong."""
+
+import pytest
+from tiny_config import tiny_config
+
+from mebt_jax.config import from_config_dict
+from mebt_jax.stages import data, tokenizer as stage
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiler")]
+RUN = {"mesh__data": 1, "tokenizer__training__steps": 60, "tokenizer__training__log_every": 4,
+       "tokenizer__training__validate_every": 1000, "tokenizer__training__checkpoint_every": 1000,
+       "tokenizer__restart_threshold": 0.0, "tokenizer__training__clip_norm": 0.0}
+OPPOSED = {f"tokenizer__adversarial__{name}": value for name, value in {
+    "clip_weight": 1.0, "channels": 8, "layers": 2, "start": 4, "warmup": 4, "ramp": 1}.items()}
+FAILURES = {
+    # Nothing holds the features at their codes, and the codes cannot follow.
+    "run away from the codes": {"tokenizer__commitment_weight": 0.0, "tokenizer__codebook_decay": 0.9999,
+                                "tokenizer__training__learning_rate": 0.03},
+    # Everything is paid for the nearness of features to their codes, and nothing for the picture.
+    "uses its codes as if": {"tokenizer__commitment_weight": 1e4, "tokenizer__l1_weight": 0.0,
+                             "tokenizer__training__learning_rate": 0.03},
+    # A tokenizer that hardly moves against a discriminator that runs.
+    "discriminator of clips has won": OPPOSED | {"tokenizer__training__learning_rate": 1e-9,
+                                                 "tokenizer__adversarial__learning_rate": 0.01,
+                                                 "tokenizer__adversarial__lecam_weight": 0.0},
+}
+
+
+@pytest.mark.parametrize("words", FAILURES)
+def test_a_run_says_what_goes_wrong(words, tmp_path, capsys):
+    config = from_config_dict(tiny_config(**RUN, **FAILURES[words]))
+    data.run(config, tmp_path)
+    stage.run(config, tmp_path)
+    said = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
+    assert sum(words in line for line in said) == 1, said
+
+
+def test_a_sound_run_says_nothing(tmp_path, capsys):
+    config = from_config_dict(tiny_config(**RUN, **OPPOSED, tokenizer__adversarial__learning_rate=1e-4))
+    data.run(config, tmp_path)
+    stage.run(config, tmp_path)
+    assert "WARNING" not in capsys.readouterr().err
