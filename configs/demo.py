@@ -49,13 +49,13 @@ def get_config() -> ConfigDict:
     config.transformer.flavour = "modern"
     config.transformer.dtype = "float32"
     config.transformer.remat = "none"
-    config.transformer.training.steps = 1_700
+    config.transformer.training.steps = 1_550
     config.transformer.training.batch_size = 32
     config.transformer.training.learning_rate = 2e-3
     config.transformer.training.warmup_steps = 100
     config.transformer.training.decay = "cosine"
     config.transformer.training.ema_decay = 0.99
-    config.transformer.training.validate_every = 850
+    config.transformer.training.validate_every = 775
     config.transformer.training.validation_batches = 4
     config.transformer.training.checkpoint_every = 500
     config.masking.interval_schedule = "longest"

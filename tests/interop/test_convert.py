@@ -187,6 +187,7 @@ def run_stages(config, workdir, names):
         assert workdir_lib.is_done(config, workdir, name)
 
 
+@pytest.mark.slow
 def test_clips_are_sampled_from_a_converted_model(converted, tmp_path):
     config = stage_config(converted)
     run_stages(config, tmp_path, ["data", "tokenizer", "transformer", "sample"])

@@ -18,6 +18,7 @@ from mebt_jax.stages.evaluate_tokenizer import FOLDER, WORST_CLIPS, WorstClips
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
+@pytest.mark.slow
 def test_evaluate_measures_both_splits_and_shows_the_worst_clips(tokenizer_run, capsys):
     config, workdir = tokenizer_run.config, tokenizer_run.workdir
     workdir_lib.require(config, workdir, "evaluate")

@@ -72,6 +72,7 @@ def test_a_fixed_grid_is_spread_over_the_components_with_the_best_way_back(kind,
     assert float(jnp.square(error).mean()) < 0.5 * float(jnp.square(video).mean())
 
 
+@pytest.mark.slow
 def test_the_official_network_starts_its_codes_at_features_of_one_batch():
     config = dataclasses.replace(CONFIG, patch=(1, 1, 1))
     video = jax.random.uniform(jax.random.key(3), (4, 4, 4, 4, 3))
