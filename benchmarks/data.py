@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="videos to use instead of made ones, each longer than 128 frames")
     parser.add_argument("--clips", type=int, default=64, help="clips per measurement")
     parser.add_argument("--resolution", type=int, default=128)
+    parser.add_argument("--frames", type=int, nargs="+", choices=(16, 128), default=(16, 128), help="lengths of clips to measure")
+    parser.add_argument("--workers", type=int, help="measure that many worker processes instead, by the clock: on a quiet machine")
     options = parser.parse_args()
 
     config = base.get_config()
@@ -46,8 +48,12 @@ def main() -> None:
         if not options.folder:
             write_videos(folder, options.videos)
         config.data.path = str(folder)
-        for frames, record_frames in ((16, 128), (128, 256)):
-            config.data.frames, config.data.record_frames = frames, record_frames
+        for frames in options.frames:
+            config.data.frames, config.data.record_frames = frames, 128 if frames == 16 else 256
+            if options.workers is not None:
+                config.data.workers = options.workers
+                measure_workers(from_config_dict(config), Path(temporary) / "run", options.clips)
+                continue
             direct = direct_clips(sorted(folder.iterdir()), frames, options.resolution)
             theirs = rate(lambda: next(direct), 1, options.clips)
             print(f"{frames} frames of {options.resolution}x{options.resolution}: decoding the videos {theirs:.1f} clips/s per "
@@ -57,7 +63,9 @@ def main() -> None:
                 measure_folder(from_config_dict(config), Path(temporary) / "run", options.clips, theirs)
             measure_tokens(from_config_dict(config), Path(temporary) / "run", options.clips, theirs)
 
-    config.data.source = "moving_shapes"
+    if options.workers is not None:
+        return
+    config.data.source, config.data.path = "moving_shapes", ""
     config.data.frames, config.data.resolution = 16, 32
     config.tokenizer.compression = config.tokenizer.patch = (4, 4, 4)
     demo = from_config_dict(config)
@@ -92,6 +100,16 @@ def measure_folder(config: Config, workdir: Path, num_clips: int, direct: float)
           f"{frames / prepared:.0f} frames/s per core (checking included), {size / frames / 1e3:.1f} kB a frame on disk")
 
 
+def measure_workers(config: Config, workdir: Path, num_clips: int) -> None:
+    """Prints how many clips a second the worker processes hand over, as a training loop meets them."""
+    data = config.data
+    sources.prepare(config, workdir)
+    batches = pipeline.train_batches(sources.open_sources(config, workdir), config, BATCH)
+    ours = rate(lambda: next(batches), BATCH, num_clips, clock=time.perf_counter)
+    print(f"{data.frames} frames of {data.resolution}x{data.resolution}, quality {data.jpeg_quality}, {data.workers} workers: "
+          f"{ours:.1f} clips/s")
+
+
 def measure_tokens(config: Config, workdir: Path, num_clips: int, direct: float) -> None:
     """Prints the rate of reading stored tokens; a tokenizer that takes no time stands in for a real one."""
     opened = sources.open_sources(config, workdir)
@@ -102,15 +120,16 @@ def measure_tokens(config: Config, workdir: Path, num_clips: int, direct: float)
     print(f"  stored tokens: {ours:.0f} clips/s per core, {ours / direct:.0f} times")
 
 
-def rate(step: Callable[[], object], clips_per_step: int, num_clips: int) -> float:
-    """Clips per second of processor time, after enough steps that what was made ahead does not count."""
+def rate(step: Callable[[], object], clips_per_step: int, num_clips: int, clock: Callable[[], float] = time.process_time
+         ) -> float:
+    """Clips per second, of processor time by default, after enough steps that what was made ahead does not count."""
     for _ in range(pipeline.BATCHES_AHEAD + 1):
         step()
-    start = time.process_time()
+    start = clock()
     steps = max(1, num_clips // clips_per_step)
     for _ in range(steps):
         step()
-    return steps * clips_per_step / (time.process_time() - start)
+    return steps * clips_per_step / (clock() - start)
 
 
 def direct_clips(paths: list[Path], frames: int, resolution: int) -> Iterator[np.ndarray]:

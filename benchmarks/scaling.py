@@ -6,8 +6,8 @@
 
 Paper size (width 1,024, 24 layers, 256 latents, 128x128): operations of the matrix products from the traced programs, and the
 memory of a train step beyond its arguments from the compiler's analysis on this machine, float32, batch 1, `remat=block`.
-Small (width 128, 6 layers, 64 latents): seconds on this machine; attention of all tokens to all as far as its scores fit. The exponents are those of a straight line through the logarithms from 128 frames on, where the 256
-latents no longer matter; "from 16" is through all.
+Small (width 128, 6 layers, 64 latents): seconds on this machine; attention of all tokens to all as far as its scores fit. The exponents are those of a straight line through the logarithms from 64 frames on (4,096 tokens),
+where the 256 latents no longer matter much; "from 16" is through all.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from mebt_jax.sampling.plan import build_plan
 from mebt_jax.stages import transformer
 
 FRAMES = (16, 32, 64, 128, 256, 512, 1024)
-LONG = 128  # exponents are fitted from here on
+LONG = 64  # exponents are fitted from here on
 SMALL = {"width": 128, "heads": 2, "latents": 64}
 KINDS = {"MeBT": None, "full attention": ("maskgit",)}
 SCORE_BYTES = 2e9  # attention of all to all is timed as long as its scores take no more

@@ -177,7 +177,7 @@ def get_config() -> ConfigDict:
     transformer.attention_dropout = 0.0
     # Share of the target probability spread over all codes.
     transformer.label_smoothing = 0.0
-    # Targets whose logits exist at one time, per clip; the [M, V] array is never made.
+    # Targets whose logits exist at one time in training, per clip; the [M, V] array is never made.
     transformer.loss_block = 1024
     # What the backward pass recomputes: "none", "block" (all inside a block), "dots" (all but matrix products).
     transformer.remat = "block"

@@ -296,7 +296,7 @@ def _check_values(config: Config) -> None:
         if value not in allowed:
             raise UserError(f"config.{name} is {value!r}, but must be one of {', '.join(allowed)}.")
 
-    check_data(config.data, config.tokenizer.compression[0])
+    check_data(config.data, one_frame=config.tokenizer.causal or config.tokenizer.compression[0] == 1)
     t, h, w = config.tokenizer.compression
     sizes = [("resolution", config.data.resolution, h), ("resolution", config.data.resolution, w)]
     if config.tokenizer.causal:

@@ -45,8 +45,8 @@ class DataConfig:
         return self.mixture or (MixturePart(self.source, getattr(self, folder_field(self.source)), weight=1.0),)
 
 
-def check_data(data: DataConfig, time_compression: int) -> None:
-    """Raises UserError if the folders or the sources of a mixture do not go together, or with the tokenizer's compression."""
+def check_data(data: DataConfig, one_frame: bool) -> None:
+    """Raises UserError if the folders or the sources do not go together; `one_frame`: the tokenizer takes clips of one frame."""
     used = () if data.mixture or data.source == "moving_shapes" else (folder_field(data.source),)
     for name in ("path", "source_dir"):
         if getattr(data, name) and name not in used:
@@ -62,6 +62,6 @@ def check_data(data: DataConfig, time_compression: int) -> None:
         if all(images):
             raise UserError(f"config.data.frames is {data.frames}, but images are clips of one frame; add a source of videos to "
                             f"config.data.mixture, or set config.data.frames to 1.")
-        if time_compression > 1:
-            raise UserError(f"config.data.mixture has images, clips of one frame, which the tokenizer's compression of "
-                            f"{time_compression} does not divide; take one whose compression over time is 1.")
+        if not one_frame:
+            raise UserError("config.data.mixture has images, clips of one frame, which the tokenizer cannot take; set "
+                            "config.tokenizer.causal to True, or the first of config.tokenizer.compression to 1.")

@@ -30,6 +30,7 @@ class Report:
     memory_traffic: float  # bytes
     sent: dict[str, float]  # bytes, by kind of collective
     between_slices: float  # bytes of these
+    unknown_loops: int = 0  # counted as one turn each
 
     @property
     def parts(self) -> dict[str, float]:
@@ -75,7 +76,7 @@ def compile_report(program: Program, chip: Chip, slices: int = 1, effort: float 
     traffic = read_traffic(compiled.as_text(), chips // slices if slices > 1 else None)
     return Report(program.name, chips, chip, program.clips, program.turns, memory.peak_memory_in_bytes,
                   memory.argument_size_in_bytes, program.flops / chips, program.useful_flops / chips, traffic.memory,
-                  dict(traffic.sent), traffic.between_slices)
+                  dict(traffic.sent), traffic.between_slices, traffic.unknown_loops)
 
 
 def total_seconds(reports: list[Report]) -> float:
@@ -99,7 +100,8 @@ def lines(reports: list[Report]) -> list[str]:
                  f"  a chip computes {one.flops / 1e12:.3g} TFLOP (useful {one.useful_flops / 1e12:.3g}), moves "
                  f"{one.memory_traffic / 1e9:.3g} GB through its memory, and sends in GB: {sent}",
                  f"  ms by each alone: {parts}; together {1e3 * one.seconds:.3g} ms at least, MFU {one.utilization:.0%} at most"
-                 + (f"; runs {one.turns} times" if one.turns > 1 else "")]
+                 + (f"; runs {one.turns} times" if one.turns > 1 else "")
+                 + (f"; {one.unknown_loops} loops of unknown length count as one turn" if one.unknown_loops else "")]
     rate = clips_per_second(reports)
     return [*text, f"{reports[0].clips} clips in {total_seconds(reports):.3g} s at least: {rate:.3g} clips a second by the whole "
                    f"{reports[0].chips} chips"]

@@ -33,10 +33,12 @@ class Traffic:
     memory: float = 0.0  # bytes read and written, by whole arrays as the instructions name them
     sent: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))  # by kind of collective
     between_slices: float = 0.0  # of `sent`, in groups that span slices
+    unknown_loops: int = 0  # counted as one turn each
 
     def add(self, other: "Traffic", times: int) -> None:
         self.memory += times * other.memory
         self.between_slices += times * other.between_slices
+        self.unknown_loops += other.unknown_loops
         for kind, size in other.sent.items():
             self.sent[kind] += times * size
 
@@ -95,13 +97,16 @@ class _Program:
         if opcode in SENT:
             size = sum(_bytes(self.computations[computation][name].shape, on_chip=True) for name in one.operands)
             group, spans = self._group(one)
-            sent = size * SENT[opcode](group) if group > 1 else 0
-            total.sent[opcode] += sent
-            total.between_slices += sent if spans else 0
-            total.memory += 2 * size
+            if group > 1:
+                sent = size * SENT[opcode](group)
+                total.sent[opcode] += sent
+                total.between_slices += sent if spans else 0
+                total.memory += 2 * size
         elif opcode == "while":
+            turns = self._turns(one)
+            total.unknown_loops += turns is None
             for inner in called:
-                total.add(self.traffic(inner), self._turns(one))
+                total.add(self.traffic(inner), turns or 1)
         elif opcode == "conditional":
             total.add(max(map(self.traffic, called), key=lambda one: one.memory), 1)
         elif opcode in ("call", "async"):
@@ -157,9 +162,16 @@ class _Program:
             total += _bytes(updated)
         return total
 
-    def _turns(self, loop: Instruction) -> int:
-        found = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
-        return int(found[1]) if found else 1
+    def _turns(self, loop: Instruction) -> int | None:
+        """Turns of a loop as the compiler found them, or of one that counts from 0 to a constant, as a scan does."""
+        if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+            return int(found[1])
+        condition = self.computations[re.search(r"condition=%?([\w.\-]+)", loop.attributes)[1]]
+        root = next(one for one in condition.values() if one.is_root)
+        if root.opcode != "compare" or "direction=LT" not in root.attributes:
+            return None
+        found = re.match(r"\((\d+)\)", condition[root.operands[1]].attributes)
+        return int(found[1]) if found and condition[root.operands[1]].opcode == "constant" else None
 
     def _group(self, one: Instruction) -> tuple[int, bool]:
         """Devices of a group of a collective, and whether one of the groups spans slices."""
@@ -182,8 +194,8 @@ def _instruction(line: str) -> Instruction | None:
     if not call:
         return None
     close = _closing(call[2]) + 1
-    # The number of a parameter stands where others have operands.
-    attributes = call[2] if call[1] == "parameter" else call[2][close:]
+    # The number of a parameter and the value of a constant stand where others have operands.
+    attributes = call[2] if call[1] in ("parameter", "constant") else call[2][close:]
     return Instruction(found[2], rest[:end], call[1], tuple(re.findall(r"%([\w.\-]+)", call[2][:close])), attributes,
                        bool(found[1]))
 

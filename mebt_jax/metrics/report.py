@@ -23,8 +23,9 @@ figure.clip img { image-rendering: pixelated; width: 160px; } figure.wide img { 
 code { background: #f4f4f4; padding: .1em .3em; } .protocol { font-size: 13px; }
 """
 
-COLUMNS = ("Std. error: over repeats, or from random halves of one. Real clips: what real clips reach against other real ones "
-           "at the same N; no model can be expected to do better. N → ∞: what is left of a distance without its bias of 1/N.")
+COLUMNS = ("Std. error: over repeats, from random halves of one, or from the spread over clips. Real clips: what real clips reach "
+           "against other real ones at the same N; no model can be expected to do better. N → ∞: what is left without a bias of "
+           "1/N; the same where there is no bias, empty where its law is not known.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Device mesh and sharding rules: the only file that knows which array lies where.
 
-Axes: `data` (batch), `fsdp` (batch), `sequence` (tokens; rows of frames), `tensor` (heads, hidden channels, codes; columns of
-frames). Parameters, their averages and optimizer moments are split over `tensor` by name, and over `fsdp` and `sequence` by
-shape; a layer's are gathered over these two when it runs. Models name the axes of their activations in `constrain`.
+Axes: `data` (batch), `fsdp` (batch), `sequence` (tokens), `tensor` (heads, hidden channels, codes). The tokenizer's activations
+are split by clips alone: XLA's exchange of borders between devices fails, or errs, where few rows are left to each. Parameters,
+their averages and optimizer moments are split over `tensor` by name, and over `fsdp` and `sequence` by shape; a layer's are
+gathered over these two when it runs. Models name the axes of their activations in `constrain`.
 """
 
 import functools
@@ -28,8 +29,6 @@ ACTIVATIONS = {
     "heads": "tensor",
     "hidden": "tensor",  # channels inside an MLP
     "codes": "tensor",  # of logits
-    "rows": "sequence",  # of frames and of the latent grid, in the tokenizer
-    "columns": "tensor",
 }
 # (layer, parameter) of the transformer -> the axis, from the end, that lies along `tensor`. A layer that splits its outputs is
 # followed by one that splits its inputs, so a block sums over devices twice: after its attention and after its MLP.

@@ -131,7 +131,8 @@ def of_codes(measure: Callable[[np.ndarray], float], held_out: MeasuredClips, tr
     """A number of held-out codes [n, T, H, W], beside that of as many training clips."""
     estimate = statistics.of_samples(measure, held_out.codes, biased=biased)
     others = train.codes[:estimate.count]
-    return Result(dataclasses.replace(estimate, real_floor=measure(others), real_floor_count=len(others)), definition)
+    return Result(dataclasses.replace(estimate, real_floor=measure(others), real_floor_count=len(others)),
+                  f"{definition}; real clips: as many training clips")
 
 
 def transformer_numbers(config: Config, transformer: TrainedTransformer, held_out: MeasuredClips, train: MeasuredClips,
@@ -139,8 +140,8 @@ def transformer_numbers(config: Config, transformer: TrainedTransformer, held_ou
     """How well tokens are predicted, beside clips that were trained on and beside what a model without context can do."""
     definitions = {
         "nll": f"nats per masked token: {transformer.weights} weights, whole held-out clips, mean over mask ratios spread evenly "
-               f"over the training schedule, masks of a fixed seed; real clips: as many that were trained on",
-        "accuracy": "share of the masked tokens of the same draws whose most probable code is right",
+               f"over the training schedule, masks of a fixed seed; real clips: as many training clips",
+        "accuracy": "share of the masked tokens of the same draws whose most probable code is right; real clips: as for nll",
     }
     step = functools.partial(transformer_stage.validation_step, graphdef=transformer.graphdef, config=config.transformer)
     jitted = jax.jit(step, static_argnames="shape", out_shardings=mesh_lib.replicated(mesh))

@@ -14,6 +14,7 @@ from PIL import Image
 from mebt_jax import config as config_lib
 from mebt_jax.config import Config
 from mebt_jax.data.video_files import Video
+from mebt_jax.errors import UserError
 from mebt_jax.runtime import checkpoints, pictures, telemetry, workdir as workdir_lib
 from mebt_jax.runtime.mesh import on_host
 from mebt_jax.sampling import cost, tasks
@@ -23,6 +24,7 @@ from mebt_jax.stages.sampler import STAGE, Sampler
 
 PICTURED_CLIPS = 12
 # Fields of config.sample that say which clips, how many at a time, or in which files: not what a clip of a given number is.
+STREAMED = ("mp4", "frames")  # formats that take a video piece by piece
 NOT_THE_CLIP = ("clips", "first_clip", "batch_size", "formats", "frames_per_second")
 
 
@@ -45,6 +47,9 @@ def run(config: Config, workdir: Path) -> None:
     task = tasks.from_config(config)
     inputs = tasks.find_inputs(sample.input) if sample.input and sample.task != "generate" else []
     extends = sample.task == "extend"
+    if extends and not set(STREAMED) & set(sample.formats):
+        raise UserError(f"config.sample.formats is {', '.join(sample.formats)}, but videos of any length are written piece by piece, "
+                        f"as {' or '.join(STREAMED)}; add one of them.")
     steps = [one for one in (sampler.window_tasks(task, sample.frames, sample.overlap_frames) if extends else [task])
              if not one.known.all()]
     plans = [sampler.plan(one) for one in steps]
@@ -129,7 +134,7 @@ def write_frames(folder: Path, video: np.ndarray, first: int) -> None:
 def stream_clips(directory: Path, numbers: list[int], pieces: Iterable[tuple[np.ndarray, np.ndarray]], config: Config) -> None:
     """Writes codes and frames of long videos as they come; a piece is (codes [n, t, H, W], frames [n, f, H, W, 3])."""
     writers, written, codes = {}, 0, []
-    formats = [kind for kind in config.sample.formats if kind in ("mp4", "frames")]
+    formats = [kind for kind in config.sample.formats if kind in STREAMED]
     hidden = {(number, kind): beside(clip_path(directory, number, kind)) for number in numbers for kind in formats}
     first_process = jax.process_index() == 0
     for piece_codes, video in pieces:

@@ -57,20 +57,20 @@ class Tokenizer(nnx.Module):
         A causal tokenizer takes a past where the video is a piece of a stream; see streaming.py.
         """
         past = self._past(past)
-        video = constrain(video, "batch", None, "rows", "columns", None)
+        video = constrain(video, "batch", None, None, None, None)
         features = self.to_features(self.encoder(fold_patches(video, self.patch, past), past))
         if self.patch != (1, 1, 1):
             features = features + self.shortcut_in(self.whole_patches(video, past))
-        return constrain(features.astype(jnp.float32), "batch", None, "rows", "columns", None)
+        return constrain(features.astype(jnp.float32), "batch", None, None, None, None)
 
     def decode(self, embeddings: jax.Array, past: Past | None = None) -> jax.Array:
         """Embeddings [B, T, H, W, E] -> video, float32 [B, F, H, W, 3], near [-0.5, 0.5] but not clipped to it."""
         past = self._past(past)
-        embeddings = constrain(embeddings, "batch", None, "rows", "columns", None)
+        embeddings = constrain(embeddings, "batch", None, None, None, None)
         video = unfold_patches(self.decoder(self.from_embeddings(embeddings), past), self.patch, past)
         if self.patch != (1, 1, 1):
             video = video + unfold_patches(self.shortcut_out(embeddings), self.compression, past)
-        return constrain(video.astype(jnp.float32), "batch", None, "rows", "columns", None)
+        return constrain(video.astype(jnp.float32), "batch", None, None, None, None)
 
     def whole_patches(self, video: jax.Array, past: Past | None = None) -> jax.Array:
         """Video [B, F, H, W, 3] -> the pixels that each token stands for, [B, T, H, W, P]."""

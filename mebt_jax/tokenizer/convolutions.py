@@ -19,12 +19,14 @@ from einops import rearrange
 from flax import nnx
 from jax import lax
 
+from mebt_jax.runtime.mesh import platform
+
 Size = tuple[int, int, int]  # (time, height, width)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: Size = (1, 1, 1)) -> jax.Array:
     """Unpadded convolution, [B, F, H, W, I] by [f, h, w, I, O] -> [B, F', H', W', O], F' = (F - f) // stride + 1."""
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         return convolve_by_taps(x, kernel, strides)
     return convolve_directly(x, kernel, strides)
 

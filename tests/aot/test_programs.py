@@ -63,10 +63,10 @@ def test_two_slices_pay_for_what_they_send_each_other():
 @pytest.mark.slow
 def test_what_does_not_fit_leaves_with_one_and_a_mend():
     pytest.importorskip("libtpu")
-    # Logits of all targets at one time, float32, in one product: 32 x 2048 x 2^18 of them are 64 GiB.
-    status, output = report("--config=tests/tiny_config.py", "--topology=v5e:1x1", "--config.tokenizer.codes=262144",
+    # Logits of all targets at one time, float32, in one product: 32 x 2048 x 2^18 of them on each chip are 64 GiB.
+    status, output = report("--config=tests/tiny_config.py", "--topology=v5e:2x2", "--config.tokenizer.codes=262144",
                             "--config.data.resolution=128", "--config.data.frames=8", "--config.transformer.loss_block=2048",
-                            "--config.transformer.training.batch_size=32")
+                            "--config.transformer.training.batch_size=128")
     assert status == 1 and "raise config.transformer.training.accumulation up to 32" in output, output
 
 

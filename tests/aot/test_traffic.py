@@ -58,6 +58,13 @@ def test_loops_slices_and_memory_on_the_chip():
     assert traffic.memory == 6 * turn + 2 * LAYER + 2 * LAYER
 
 
+def test_turns_of_a_loop_that_counts_to_a_constant():
+    silent = PROGRAM.replace(', backend_config={"known_trip_count":{"n":"6"}}', "")  # as TPU programs are
+    assert read_traffic(silent) == read_traffic(PROGRAM)
+    unclear = read_traffic(silent.replace("direction=LT", "direction=NE"))
+    assert unclear.unknown_loops == 1 and unclear.memory < read_traffic(PROGRAM).memory
+
+
 def test_what_is_sent_by_rings_and_between_slices():
     traffic = read_traffic(PROGRAM, devices_per_slice=4)
     assert traffic.sent == {"all-reduce": 6 * 2 * 3 / 4 * LAYER, "all-gather": LAYER}

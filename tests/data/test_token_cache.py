@@ -7,6 +7,7 @@ import pytest
 
 from mebt_jax.data import pipeline, preparation, sources, token_cache
 from mebt_jax.errors import UserError
+from mebt_jax.stages import data as data_stage
 
 
 def pointwise(video):
@@ -104,6 +105,21 @@ def test_tokens_of_another_tokenizer_or_of_other_data_are_refused(videos, tmp_pa
     for name, here in (("tokenizer", "by tokenizer a1, but this run has b2"), ("data", "but this run has b2")):
         with pytest.raises(UserError, match=here):
             token_cache.open_tokens(folder, key | {name: "b2"})
+
+
+def test_the_check_reads_the_tokens_again(videos, tmp_path, capsys):
+    config, opened = videos
+    for tokenizer in ("a1", "b2"):
+        token_cache.prepare(config, tmp_path / "run", opened, tokenizer, pointwise)
+    data_stage.check(config, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert all(f"tokens by tokenizer {name}: " in said for name in ("a1", "b2")) and said.count("are as they were written") == 3
+    file = next((tmp_path / "run" / "data").glob("tokens_*/*/*/*train*"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=f"{file.name} is not what was written"):
+        data_stage.check(config, tmp_path / "run")
 
 
 def _folder_and_key(workdir):

@@ -144,7 +144,7 @@ def test_what_cannot_be_compared_is_refused(folders, tmp_path):
 def test_compression_of_one_side_alone_is_told(folders, tmp_path, capsys):
     for i in range(3):
         pictures.write_mp4(tmp_path / "mp4" / f"{i}.mp4", REALS[i]["video"].repeat(4, axis=1).repeat(4, axis=2), 8)
-    config = config_of(folders / "real", tmp_path / "mp4", evaluate__resolution=32)
+    config = config_of(folders / "real", tmp_path / "mp4", evaluate__resolution=16, data__frames=4)
     compare_folders.run(config, tmp_path / "out")
     told = "Real clips are stored as png and generated ones as mp4"
     assert told in capsys.readouterr().err and told in (tmp_path / "out" / "compare" / "report.html").read_text()

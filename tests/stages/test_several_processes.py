@@ -5,9 +5,11 @@ import time
 
 import numpy as np
 import pytest
-from training_runs import Command
+from training_runs import TIMEOUT, Command
 
-from mebt_jax.runtime import checkpoints
+from mebt_jax.data import preparation, token_cache
+from mebt_jax.runtime import checkpoints, pictures, workdir as workdir_lib
+from mebt_jax.stages import data
 
 pytestmark = pytest.mark.slow
 
@@ -50,3 +52,31 @@ def test_killed_one_by_one_and_gone_on_with_on_other_meshes(tmp_path, compilatio
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for line, expected in zip(ours, theirs):
         np.testing.assert_allclose(line["train/loss"], expected["train/loss"], rtol=1e-3)
+
+
+def test_several_processes_store_the_tokens_that_one_stores(tmp_path, tokenizer_run, compilation_cache, quick_compiler):
+    rng = np.random.default_rng(0)
+    for i in range(7):  # records of several clips, and one batch that not all of them fill
+        noise = rng.integers(0, 256, (9 + 6 * i, 4, 4, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+        pictures.write_mp4(tmp_path / "videos" / f"{i}.mp4", noise, 25)
+    overrides = {"tokenizer__checkpoint": str(tokenizer_run.workdir), "data__source": "folder",
+                 "data__path": str(tmp_path / "videos"), "data__tokens": True}
+    stored, losses = {}, {}
+    for name in ("one", "two"):
+        command = Command(tmp_path / name, compilation_cache, "transformer", **overrides)
+        workdir_lib.mark_done(command.config, command.workdir, "tokenizer")
+        if name == "one":
+            command.run()
+        else:
+            started = command.start_several(2, 1, {"data": 2})
+            assert [one.wait(timeout=TIMEOUT) for one in started] == [0, 0], command.outputs()
+        (folder,) = (command.workdir / "data").glob("tokens_*")
+        manifest = preparation.read_manifest(folder)
+        stored[name] = folder.name, [record["codes"] for split in ("train", "validation")
+                                     for record in token_cache.TokenSource(folder, split, manifest)]
+        losses[name] = [line["train/loss"] for line in command.record()[0] if "train/loss" in line]
+        data.check(command.config, command.workdir)
+    assert stored["one"][0] == stored["two"][0] and len(stored["one"][1]) == len(stored["two"][1]) > 6
+    for one, two in zip(stored["one"][1], stored["two"][1]):
+        np.testing.assert_array_equal(one, two)
+    np.testing.assert_allclose(losses["two"], losses["one"], rtol=1e-4)

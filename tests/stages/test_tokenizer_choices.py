@@ -51,7 +51,8 @@ def test_a_causal_model_predicts_and_extends(tmp_path):
     config = from_config_dict(tiny_config(**overrides))
     for stage in (data, tokenizer, transformer):
         stage.run(config, tmp_path)
-    for task in ({"sample__task": "extend", "sample__frames": 21, "sample__overlap_frames": 5},):
-        sample.run(from_config_dict(tiny_config(**overrides, **task, sample__formats=("npz",))), tmp_path)
-        with np.load(sorted((tmp_path / "sample" / "clips").glob("*.npz"))[0]) as saved:
-            assert saved[saved.files[0]].shape == (21, 16, 16, 3)
+    extend = {"sample__task": "extend", "sample__frames": 21, "sample__overlap_frames": 5}
+    with pytest.raises(UserError, match="formats is npz, but videos of any length .* as mp4 or frames"):
+        sample.run(from_config_dict(tiny_config(**overrides, **extend, sample__formats=("npz",))), tmp_path)
+    sample.run(from_config_dict(tiny_config(**overrides, **extend, sample__formats=("frames",))), tmp_path)
+    assert len(list((tmp_path / "sample" / "extend" / "clips" / "clip_0000").iterdir())) == 21

@@ -1,10 +1,12 @@
 import functools
+import json
 import random
 import signal
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_config import tiny_config
 from training_runs import LONG_TOKENIZER, OPPOSED_TOKENIZER, Command
 
@@ -109,3 +111,21 @@ def test_a_tokenizer_of_other_sizes_is_refused(tokenizer_run, tmp_path):
     config = from_config_dict(tiny_config(tokenizer__checkpoint=str(tokenizer_run.workdir), tokenizer__codes=32))
     with pytest.raises(UserError, match=r"has codes 16, but config\.tokenizer\.codes is 32"):
         stage.run(config, tmp_path)
+
+
+@pytest.mark.slow
+def test_images_and_videos_train_one_tokenizer(tmp_path):
+    for i in range(24):
+        path = tmp_path / "images" / ("train" if i < 16 else "test") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 24, 3), 10 * i, np.uint8)).save(path)
+    config = from_config_dict(tiny_config(
+        mesh__data=1, data__frames=9, tokenizer__causal=True, tokenizer__norm="token", tokenizer__training__validate_every=2,
+        data__mixture=({"source": "moving_shapes", "path": "", "weight": 1.0},
+                       {"source": "images", "path": str(tmp_path / "images"), "weight": 1.0})))
+    data.run(config, tmp_path / "run")
+    stage.run(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "tokenizer" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == [2, 4, 6]
+    assert all(np.isfinite(line["validation/loss"]) for line in lines if "validation/loss" in line)
+    assert (tmp_path / "run" / "tokenizer" / "done.json").exists()
