@@ -13,8 +13,10 @@ from mebt_jax.config import TokenizerConfig
 PATIENCE = 3  # log lines in a row, so that no single batch raises an alarm
 COLLAPSED = 0.25  # of the highest perplexity so far
 FEW = 0.01  # of the codes that a batch could have; moving shapes, mostly background, have 0.035
+LEAST = 1.5  # perplexity: about one code for everything, even if the run began so
 WON = 0.1  # loss of a discriminator, which is 1 (hinge) or 0.69 (vanilla) at indifference
 ASTRAY = 1.0  # commitment over the variance of the features: one code for all would be nearer
+GROWN = 3.0  # times the lowest commitment: below that, it is the variance that shrank, not the distance that grew
 RUNAWAY = 30.0  # times the lowest commitment since the codes were placed
 
 
@@ -53,7 +55,7 @@ def _signs(watch: Watch, values: Mapping[str, float], config: TokenizerConfig, t
     """What looks wrong on one line, with its sentence."""
     found: dict[str, str] = {}
     perplexity, commitment, error = (values[name] for name in ("perplexity", "commitment", "quantization_error"))
-    if perplexity < max(COLLAPSED * watch.perplexity, FEW * min(config.codes, tokens)):
+    if perplexity < max(COLLAPSED * watch.perplexity, FEW * min(config.codes, tokens), LEAST):
         found["codes"] = (f"the tokenizer uses its codes as if there were {perplexity:.1f} of {config.codes} (at best "
                           f"{watch.perplexity:.1f} in this run): {_mend_of_codes(config)}.")
     for name in ("frame", "clip"):
@@ -65,7 +67,7 @@ def _signs(watch: Watch, values: Mapping[str, float], config: TokenizerConfig, t
                            f"config.tokenizer.checkpoint takes the checkpoint of step {config.adversarial.start}, from before, "
                            f"which is kept.")
     # Signs ("lfq") are far from features that are still small, and squashed features ("fsq") cannot run away.
-    astray = config.quantizer in ("ema", "gradient") and error > ASTRAY
+    astray = config.quantizer in ("ema", "gradient") and error > ASTRAY and commitment > GROWN * watch.commitment
     if astray or commitment > RUNAWAY * watch.commitment:
         found["commitment"] = (f"the features run away from the codes (commitment {commitment:.3g}, at best "
                                f"{watch.commitment:.3g}, and {error:.2f} of the features' variance): raise "

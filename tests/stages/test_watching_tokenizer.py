@@ -16,13 +16,12 @@ FAILURES = {
     # Nothing holds the features at their codes, and the codes cannot follow.
     "run away from the codes": {"tokenizer__commitment_weight": 0.0, "tokenizer__codebook_decay": 0.9999,
                                 "tokenizer__training__learning_rate": 0.03},
-    # Everything is paid for the nearness of features to their codes, and nothing for the picture.
-    "uses its codes as if": {"tokenizer__commitment_weight": 1e4, "tokenizer__l1_weight": 0.0,
-                             "tokenizer__training__learning_rate": 0.03},
-    # A tokenizer that hardly moves against a discriminator that runs.
-    "discriminator of clips has won": OPPOSED | {"tokenizer__training__learning_rate": 1e-9,
-                                                 "tokenizer__adversarial__learning_rate": 0.01,
-                                                 "tokenizer__adversarial__lecam_weight": 0.0},
+    # All kernels decay to nothing, so all features become the same, and so do their codes.
+    "uses its codes as if": {"tokenizer__training__weight_decay": 500.0},
+    # A tokenizer of two codes that hardly moves, against a discriminator that runs.
+    "discriminator of clips has won": OPPOSED | {
+        "tokenizer__codes": 2, "tokenizer__training__learning_rate": 1e-9, "tokenizer__adversarial__learning_rate": 3e-3,
+        "tokenizer__adversarial__lecam_weight": 0.0},
 }
 
 

@@ -31,14 +31,16 @@ def test_a_healthy_run_and_a_bad_moment_raise_no_alarm():
     assert sentences(*[{}] * 20) == []
     bad = {"perplexity": 5.0, "quantization_error": 3.0, "clip_loss": 0.0}
     assert sentences(bad, bad, {}, bad, bad, {}) == []
+    assert sentences(*[{"quantization_error": 1.5}] * 9) == []  # they drew together, and did not move away
 
 
 @pytest.mark.parametrize("change, words", [
+    ({"perplexity": 1.0}, "uses its codes as if there were 1.0 of 16384"),
     ({"perplexity": 200.0}, "uses its codes as if there were 200.0 of 16384 .at best 900.0"),
     ({"clip_loss": 0.01, "clip_logits/real": 4.0},
      "discriminator of clips has won .loss 0.010, mean logit 4.00 .*adversarial.learning_rate"),
     ({"frame_loss": 0.01}, "discriminator of frames has won"),
-    ({"quantization_error": 1.5}, "features run away from the codes .*commitment_weight"),
+    ({"quantization_error": 1.5, "commitment": 0.1}, "features run away from the codes .*commitment_weight"),
     ({"commitment": 3.0}, "commitment 3, at best 0.02"),
 ])
 def test_what_goes_wrong_is_said_once(change, words):
