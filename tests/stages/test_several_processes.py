@@ -42,9 +42,10 @@ def test_killed_one_by_one_and_gone_on_with_on_other_meshes(tmp_path, compilatio
         output = command.outputs()
         assert (number == 0) == ("going on from step" not in output), output
         if sign == signal.SIGKILL:
-            assert codes.pop(target) == -sign and 0 not in codes, output
-            # Where the first one dies, on which all others depend, JAX may end them before they can say anything.
-            assert target == 0 or "another process" in output and "Traceback" not in output, output
+            assert codes.pop(target) == -sign, output
+            # 1 is our own end, with a sentence; JAX may abort them first, whose message is long.
+            assert set(codes) <= {1, -signal.SIGABRT}, output
+            assert 1 not in codes or "another process" in output, output
         elif sign == signal.SIGTERM:  # to one, obeyed by all
             assert codes == [checkpoints.EXIT_TERMINATED] * processes, output
             assert "told to stop, saved step" in output, output
