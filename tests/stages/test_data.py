@@ -70,7 +70,7 @@ def test_a_preparation_that_is_killed_goes_on_where_it_was(tmp_path):
         return output
 
     def finished():
-        return {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("data/*.unfinished/parts/*.json")}
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("data/*.unfinished/parts/[!.]*.json")}
 
     kept = {}
     for _ in range(2):
