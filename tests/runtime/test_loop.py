@@ -33,7 +33,7 @@ class Counting:
         self.position = state["position"]
 
 
-def run(directory, on_step=lambda step: None, poison=None):
+def run(directory, on_step=lambda step: None, poison=None, profile=False):
     """Trains one number to be the sum of all batches seen."""
     optimizer = optax.sgd(1.0)
     state = train_state.new_state({"w": jnp.zeros(())}, optimizer, ema=False)
@@ -45,7 +45,7 @@ def run(directory, on_step=lambda step: None, poison=None):
         loss = jnp.float32(np.nan if step == poison else 0.1 * step)
         return state, {"loss": loss, "gradient_norm": jnp.float32(1.0)}
 
-    return loop.train("tokenizer", directory, TRAINING, {}, state, Counting(), take_step=take_step, best_by="loss",
+    return loop.train("tokenizer", directory, TRAINING, {}, state, Counting(), take_step=take_step, best_by="loss", profile=profile,
                       validate=lambda state, step: {"loss": float(state.params["w"])})
 
 
@@ -77,3 +77,15 @@ def test_nan_stops_before_the_state_is_saved(tmp_path):
     with pytest.raises(UserError, match=f"loss is nan at step 5 .* {tmp_path}/checkpoints/3"):
         run(tmp_path, poison=4)
     assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["3"]
+
+
+@pytest.mark.parametrize("steps", [range(2, 5), range(9, 20)])  # the second ends with the training
+def test_a_profile_shows_some_steps(tmp_path, monkeypatch, capsys, steps):
+    during = []
+    monkeypatch.setattr(telemetry, "PROFILED", steps)
+    monkeypatch.setattr("jax.profiler.start_trace", lambda folder, **_: during.append(folder))
+    monkeypatch.setattr("jax.profiler.stop_trace", lambda: during.append(None))
+    seen = []
+    run(tmp_path, on_step=lambda step: seen.extend([step] * (during == [tmp_path / "profile"])), profile=True)
+    assert seen == [step for step in steps if step < 10] and during[-1] is None
+    assert f"steps to {tmp_path}/profile" in capsys.readouterr().err
