@@ -302,4 +302,6 @@ def get_config() -> ConfigDict:
     runtime.compilation_cache = ""
     # Arrays below this many elements are not split over the fsdp and sequence axes.
     runtime.fsdp_min_elements = 1_048_576
+    # Write a profile of some steps of each training below its folder; `--profile` sets it.
+    runtime.profile = False
     return config

@@ -197,6 +197,7 @@ class RuntimeConfig:
     seed: int
     compilation_cache: str
     fsdp_min_elements: int
+    profile: bool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,18 +13,18 @@ from mebt_jax.stages import data
 
 pytestmark = pytest.mark.slow
 
-# From the death of one process to the end of the others.
+# Seconds from the death of one process to the end of the others, who learn of it when they next wait for it.
 PATIENCE = 150
 # At the usual rate a rounding difference grows until codes differ: after 20 steps the losses are 1 % apart on any two meshes.
-LONG = {"tokenizer__training__learning_rate": 1e-6, "tokenizer__restart_threshold": 0.0, "tokenizer__training__steps": 60,
+LONG = {"tokenizer__training__learning_rate": 1e-6, "tokenizer__restart_threshold": 0.0, "tokenizer__training__steps": 40,
         "tokenizer__training__validate_every": 1000, "tokenizer__training__log_every": 1}
 
 # (processes, devices each, mesh, process that gets a signal after the next checkpoint, the signal)
 RUNS = [
     (2, 2, {"data": 2, "fsdp": 2}, 1, signal.SIGKILL),
-    (4, 1, {"data": 1, "fsdp": 4}, 0, signal.SIGKILL),  # the one that the others look to
+    (4, 1, {"data": 1, "fsdp": 2, "sequence": 2}, 0, signal.SIGKILL),  # the one that the others look to; two hold the same clips
     (2, 2, {"data": 1, "fsdp": 1, "sequence": 4}, 1, signal.SIGTERM),  # every process needs all clips
-    (4, 1, {"data": 2, "fsdp": 1, "sequence": 2}, None, None),
+    (1, 2, {"data": 2}, None, None),
 ]
 
 
@@ -37,7 +37,7 @@ def test_killed_one_by_one_and_gone_on_with_on_other_meshes(tmp_path, compilatio
             command.wait_for_checkpoint(started)
             started[target].send_signal(sign)
         killed = time.monotonic()
-        codes = [one.wait(timeout=PATIENCE) for one in started]
+        codes = [one.wait(timeout=TIMEOUT if sign is None else PATIENCE) for one in started]
         print(f"run {number}: exit statuses {codes} {time.monotonic() - killed:.0f} s after the signal")
         output = command.outputs()
         assert (number == 0) == ("going on from step" not in output), output
