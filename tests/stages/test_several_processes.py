@@ -74,8 +74,8 @@ def test_several_processes_store_the_tokens_that_one_stores(tmp_path, tokenizer_
             assert [one.wait(timeout=TIMEOUT) for one in started] == [0, 0], command.outputs()
         (folder,) = (command.workdir / "data").glob("tokens_*")
         manifest = preparation.read_manifest(folder)
-        stored[name] = folder.name, [record["codes"] for split in ("train", "validation")
-                                     for record in token_cache.TokenSource(folder, split, manifest)]
+        splits = [token_cache.TokenSource(folder, split, manifest) for split in ("train", "validation")]
+        stored[name] = folder.name, [split[index]["codes"] for split in splits for index in range(len(split))]
         losses[name] = [line["train/loss"] for line in command.record()[0] if "train/loss" in line]
         data.check(command.config, command.workdir)
     assert stored["one"][0] == stored["two"][0] and len(stored["one"][1]) == len(stored["two"][1]) > 6
