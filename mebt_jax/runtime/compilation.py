@@ -22,6 +22,15 @@ def enable_cache(folder: str) -> Path | None:
     return path
 
 
+def frugal_options(platform: str) -> dict[str, str]:
+    """Compiler options for `jax.jit` of programs that hold large arrays.
+
+    XLA orders a program's operations on CPU for the most concurrency by default, and so computes much of a backward pass long
+    before it is needed: up to half as much memory again in a step of the tokenizer, at the same speed (benchmarks/RESULTS.md).
+    """
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if platform == "cpu" else {}
+
+
 class CompilationCounter:
     """Counts the programs built or loaded from the cache since it was made, and the seconds that took."""
 
