@@ -1,6 +1,6 @@
 """Trains the four quantizers with the same number of codes on the same clips, and prints what each makes of them.
 
-    python -m benchmarks.quantizers [--folder DIR] [--steps N] [--kinds ema fsq]
+    python -m benchmarks.quantizers [--folder DIR] [--steps N] [--kinds ema fsq] [--rate R] [--entropy-weight W]
 
 Without --folder on the moving shapes of configs/demo.py (512 codes), with it on real clips by configs/folder.py (4096 codes). All
 kinds see the same batches in the same order. "Spread" is the standard deviation of a step's PSNR over the last third of the steps:
@@ -36,6 +36,8 @@ def settings(options: argparse.Namespace, kind: str, workdir: Path) -> ConfigDic
     config.tokenizer.update(KINDS[kind][bool(options.folder)])
     training = config.tokenizer.training
     training.steps = options.steps or training.steps
+    training.learning_rate = options.rate or training.learning_rate
+    config.tokenizer.entropy_weight = options.entropy_weight or config.tokenizer.entropy_weight
     training.log_every = 1
     training.validate_every = training.checkpoint_every = training.steps
     return config
@@ -45,6 +47,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default="", help="videos to train on")
     parser.add_argument("--steps", type=int, default=0, help="of training; 0: as the config says")
+    parser.add_argument("--rate", type=float, default=0.0, help="learning rate; 0: as the config says")
+    parser.add_argument("--entropy-weight", type=float, default=0.0, help="of lfq; 0: as the config says")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     options = parser.parse_args()
 

@@ -206,13 +206,16 @@ def print_table(results: dict[tuple[str, str, str], dict[int, float]], frames: l
 
 
 def draw(results: dict[tuple[str, str, str], dict[int, float]], path: Path) -> None:
-    titles = list(dict.fromkeys((title, unit) for title, unit, _ in results))
+    titles = list(dict.fromkeys((title, unit) for (title, unit, _), found in results.items() if found))
     figure, all_axes = plt.subplots(2, 3, figsize=(11, 6.4), layout="constrained")
     order = sorted(titles, key=lambda one: one[0].split(",")[0] != "train step")  # train steps above, decoding below
+    for axes in all_axes.flat[len(order):]:
+        axes.remove()
     for axes, (title, unit) in zip(all_axes.flat, order):
         for kind, marker in zip(KINDS, "os"):
             found = results[title, unit, kind]
-            axes.plot(list(found), list(found.values()), marker=marker, label=f"{kind}: exponent {exponent(found, LONG):.2f}")
+            slope = exponent(found, LONG)  # nan with fewer than two lengths
+            axes.plot(list(found), list(found.values()), marker=marker, label=kind + ("" if math.isnan(slope) else f", exponent {slope:.2f}"))
         axes.set(xscale="log", yscale="log", title=title, xlabel="frames", ylabel=unit)
         axes.set_xticks(FRAMES, [str(one) for one in FRAMES], fontsize=7)
         axes.minorticks_off()

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not an install
 from benchmarks.official_sampler import memory_kib, reset_peak  # noqa: E402
 from configs import base  # noqa: E402
 from mebt_jax.config import Config, from_config_dict  # noqa: E402
+from mebt_jax.runtime.compilation import frugal_options  # noqa: E402
 from mebt_jax.stages import tokenizer as stage, transformer  # noqa: E402
 
 WORKS = ("encode", "decode", "train")
@@ -45,7 +46,7 @@ def measure_ours(config: Config, runs: int) -> None:
     codes = encode(params, state.statistics, video)
     decode = compiled(functools.partial(transformer.decode_clips, graphdef=graphdef), params, state.statistics, codes)
     step = functools.partial(stage.train_step, parts=parts, config=settings)
-    train = jax.jit(step, donate_argnums=0).lower(state, video, key).compile()
+    train = jax.jit(step, donate_argnums=0).lower(state, video, key).compile(compiler_options=frugal_options(jax.default_backend()))
     before, kept = memory_kib("VmRSS"), (params, state.statistics)
 
     def trained() -> Any:

@@ -19,6 +19,7 @@ from flax import nnx, struct
 
 from mebt_jax.errors import UserError
 from mebt_jax.runtime import mesh as mesh_lib
+from mebt_jax.runtime.compilation import frugal_options
 from mebt_jax.sampling import logits as logits_lib
 from mebt_jax.sampling.orders import halton_ranks
 from mebt_jax.sampling.plan import BOOTSTRAP, DRAFT, REMASK, REVISE, Pass, Plan, Sizes, shared_sizes
@@ -28,9 +29,6 @@ GIVEN = -1  # in `Decoded.committed_at`
 # Targets per clip whose logits exist at one time. The draw takes a few arrays of this times V codes, which is what fills the memory
 # of short clips; larger matrix products are no faster.
 LOGITS_BLOCK = 256
-# Left to itself XLA schedules a CPU's program for things to run beside each other, and cuts weights out of their stacks long
-# before they are used: twice the memory. The products take all cores anyway, so the other schedule costs no time.
-FEW_ARRAYS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 # Roots of a clip's random numbers, by fold_in.
 PASSES, PARTS, ORDER, WINDOW = range(4)
 
@@ -166,7 +164,7 @@ def pass_on(platform: str) -> Any:
     """`run_pass`, jitted for "cpu", "gpu" or "tpu"."""
     return jax.jit(_on_its_mesh(run_pass), donate_argnames="state", static_argnames=(
         "graphdef", "kind", "sizes", "by_confidence", "num_known", "partitions", "top_k", "top_p", "block", "sharding"),
-        compiler_options=FEW_ARRAYS if platform == "cpu" else None)
+        compiler_options=frugal_options(platform))
 
 
 def run_pass(graphdef: nnx.GraphDef, params: nnx.State, state: DecodeState, keys: jax.Array, inputs: PassInputs, *,

@@ -19,6 +19,7 @@ from mebt_jax.data import clips, pipeline, sources
 from mebt_jax.errors import UserError
 from mebt_jax.interop import folders
 from mebt_jax.runtime import checkpoints, loop, mesh as mesh_lib, pictures, telemetry, workdir as workdir_lib
+from mebt_jax.runtime.compilation import frugal_options
 from mebt_jax.runtime.optimizers import make_optimizer
 from mebt_jax.runtime.train_state import (
     TrainState, accumulated, accumulated_gradients, apply_gradients, create_sharded, join_pieces, new_state,
@@ -153,7 +154,8 @@ def step_programs(config: Config, parts: TrainingParts, shardings: Any, mesh: Me
     batch, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
     step = functools.partial(train_step, parts=parts, config=config.tokenizer)
     return {opposed: jax.jit(mesh_lib.on_mesh(mesh, functools.partial(step, opposed=opposed)), donate_argnums=0,
-                             in_shardings=(shardings, batch, everywhere, everywhere), out_shardings=(shardings, everywhere))
+                             in_shardings=(shardings, batch, everywhere, everywhere), out_shardings=(shardings, everywhere),
+                             compiler_options=frugal_options(mesh.devices.flat[0].platform))
             for opposed in (False, True)}
 
 

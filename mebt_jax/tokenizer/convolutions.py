@@ -10,6 +10,7 @@ causal convolutions of MAGVIT-v2, Yu et al. 2023, section 3.2). In place of late
 repeated before the start. Sizes follow: 1 + s * n frames become 1 + n and back, and a video may come in pieces.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -36,24 +37,83 @@ def convolve_directly(x: jax.Array, kernel: jax.Array, strides: Size = (1, 1, 1)
     return lax.conv_general_dilated(x, kernel, strides, "VALID", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve_by_taps(x: jax.Array, kernel: jax.Array, strides: Size = (1, 1, 1)) -> jax.Array:
     """`convolve` as a sum of 2D convolutions, one per temporal tap of the kernel, over frames folded into the batch.
 
-    Each makes one column too many, of zeros beyond the edge, which is cut off again: XLA's CPU backend computes convolutions
-    without any padding several times slower than those with some (benchmarks/RESULTS.md). A kernel of one pixel is a matrix
-    product to XLA, and fast as it is.
+    The taps run one after the other in a loop, forward and backward, and only the input is kept for the way back: left to itself,
+    XLA keeps what every tap reads and puts out, which at full resolution is most of a training step's memory. The gradients are
+    written out because XLA's CPU backend is many times slower in a loop with those that it derives.
     """
-    batch, taps, stride = x.shape[0], kernel.shape[0], strides[0]
-    span = stride * ((x.shape[1] - taps) // stride) + 1  # from the first to the last frame that one tap meets
-    width = (x.shape[3] - kernel.shape[2]) // strides[2] + 1
-    beyond = strides[2] * width + kernel.shape[2] - x.shape[3] if kernel.shape[1:3] != (1, 1) else 0
-    total = None
-    for tap in range(taps):
-        frames = rearrange(x[:, tap:tap + span:stride], "b f h w c -> (b f) h w c")
-        part = lax.conv_general_dilated(frames, kernel[tap], strides[1:], ((0, 0), (0, beyond)),
-                                        dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        total = part if total is None else total + part
-    return rearrange(total[:, :, :width], "(b f) h w c -> b f h w c", b=batch)
+    count = (x.shape[1] - kernel.shape[0]) // strides[0] + 1
+    kernel = jnp.asarray(kernel)  # a NumPy array cannot be indexed by a tap that is traced
+
+    def add(tap: jax.Array, total: jax.Array) -> jax.Array:
+        return total + _convolve_frames(_frames_of_tap(x, tap, count, strides[0]), kernel[tap], strides)
+
+    first = _convolve_frames(_frames_of_tap(x, 0, count, strides[0]), kernel[0], strides)
+    total = lax.fori_loop(1, kernel.shape[0], add, first)  # [B * F', H', W', O]
+    return rearrange(total, "(b f) h w c -> b f h w c", b=x.shape[0])
+
+
+def _forward(x: jax.Array, kernel: jax.Array, strides: Size) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return convolve_by_taps(x, kernel, strides), (x, kernel)
+
+
+def _backward(strides: Size, kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = kept
+    count, span = gradient.shape[1], strides[0] * (gradient.shape[1] - 1) + 1  # span: from the first frame of a tap to its last
+    of_frames = rearrange(gradient, "b f h w c -> (b f) h w c")
+    turned = jnp.flip(kernel, (1, 2)).swapaxes(3, 4)  # [f, h, w, O, I]
+
+    def add(of_input: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
+        part = rearrange(_input_gradient(of_frames, turned[tap], strides, x.shape[2:4]), "(b f) h w c -> b f h w c", b=len(x))
+        met = lax.dynamic_slice_in_dim(of_input, tap, span, axis=1).at[:, ::strides[0]].add(part)
+        of_kernel = _kernel_gradient(_frames_of_tap(x, tap, count, strides[0]), of_frames, strides, kernel.shape[1:3])
+        return lax.dynamic_update_slice_in_dim(of_input, met, tap, axis=1), of_kernel
+
+    return lax.scan(add, jnp.zeros_like(x), jnp.arange(kernel.shape[0]))
+
+
+convolve_by_taps.defvjp(_forward, _backward)
+
+
+def _frames_of_tap(x: jax.Array, tap: jax.Array | int, count: int, stride: int) -> jax.Array:
+    """The `count` frames of [B, F, H, W, C] that a temporal tap meets, [B * count, H, W, C]."""
+    met = lax.dynamic_slice_in_dim(x, tap, stride * (count - 1) + 1, axis=1)[:, ::stride]
+    return rearrange(met, "b f h w c -> (b f) h w c")
+
+
+# The 2D convolution of one tap and its gradients. Each convolution makes one column too many, of zeros beyond the edge, which is
+# cut off again: XLA's CPU backend computes convolutions without any padding several times slower than those with some
+# (benchmarks/RESULTS.md). A kernel of one pixel is a matrix product to XLA, and fast as it is.
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def _convolve_frames(frames: jax.Array, kernel: jax.Array, strides: Size) -> jax.Array:
+    """[n, H, W, I] by [h, w, I, O] -> [n, H', W', O]."""
+    width = (frames.shape[2] - kernel.shape[1]) // strides[2] + 1
+    beyond = strides[2] * width + kernel.shape[1] - frames.shape[2] if kernel.shape[:2] != (1, 1) else 0
+    y = lax.conv_general_dilated(frames, kernel, strides[1:], ((0, 0), (0, beyond)), dimension_numbers=_LAYOUT)
+    return y[:, :, :width]
+
+
+def _input_gradient(gradient: jax.Array, turned: jax.Array, strides: Size, size: tuple[int, int]) -> jax.Array:
+    """[n, H', W', O] by the turned kernel [h, w, O, I] -> [n, H, W, I] of this size."""
+    padding = [(k - 1, n - s * (m - 1) - 1) for k, n, m, s in zip(turned.shape, size, gradient.shape[1:3], strides[1:])]
+    return lax.conv_general_dilated(gradient, turned, (1, 1), padding, lhs_dilation=strides[1:], dimension_numbers=_LAYOUT)
+
+
+def _kernel_gradient(frames: jax.Array, gradient: jax.Array, strides: Size, size: tuple[int, int]) -> jax.Array:
+    """[n, H, W, I] and [n, H', W', O] -> [h, w, I, O] of this kernel size."""
+    beyond = [k - n + s * (m - 1) for k, n, m, s in zip(size, frames.shape[1:3], gradient.shape[1:3], strides[1:])]
+    if size != (1, 1):
+        gradient = jnp.pad(gradient, ((0, 0), (0, 0), (0, 1), (0, 0)))
+        beyond[1] += strides[2]
+    images, kernel = jnp.transpose(frames, (3, 1, 2, 0)), jnp.transpose(gradient, (1, 2, 0, 3))  # the clips are the channels here
+    y = lax.conv_general_dilated(images, kernel, (1, 1), [(0, n) for n in beyond], rhs_dilation=strides[1:],
+                                 dimension_numbers=_LAYOUT)
+    return jnp.transpose(y, (1, 2, 0, 3))
 
 
 def convolve_transposed(x: jax.Array, kernel: jax.Array, strides: Size, cut: tuple[int, int] | None = None) -> jax.Array:
@@ -110,7 +170,29 @@ def pad_same(x: jax.Array, kernel_size: Size, strides: Size) -> jax.Array:
     padding of the transposed one is counted in input pixels all the same.
     """
     totals = [k - s for k, s in zip(kernel_size, strides)]
-    return jnp.pad(x, [(0, 0), *((t - t // 2, t // 2) for t in totals), (0, 0)], mode="edge")
+    return _replicate_border(x, tuple((t - t // 2, t // 2) for t in totals))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _replicate_border(x: jax.Array, widths: tuple[tuple[int, int], ...]) -> jax.Array:
+    return jnp.pad(x, [(0, 0), *widths, (0, 0)], mode="edge")
+
+
+def _replicate_border_forward(x: jax.Array, widths: tuple[tuple[int, int], ...]) -> tuple[jax.Array, None]:
+    return _replicate_border(x, widths), None
+
+
+def _replicate_border_backward(widths: tuple[tuple[int, int], ...], _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    """JAX's own gradient spreads every border over an array of the whole size before it adds them up."""
+    for axis, (before, after) in enumerate(widths, start=1):
+        front, inner, back = jnp.split(gradient, (before, gradient.shape[axis] - after), axis=axis)
+        at = (slice(None),) * axis
+        inner = inner.at[*at, 0].add(front.sum(axis)) if before else inner
+        gradient = inner.at[*at, -1].add(back.sum(axis)) if after else inner
+    return (gradient,)
+
+
+_replicate_border.defvjp(_replicate_border_forward, _replicate_border_backward)
 
 
 def draw_kernel(key: jax.Array, shape: tuple[int, ...], gain: float) -> jax.Array:
