@@ -2,8 +2,9 @@
 
     python -m benchmarks.aot --configs ucf128 sky16 --slices v5e:2x4 2xv5e:2x2 --steps transformer
 
-writes the rows that it was asked for into docs/scaling.md, and leaves the others. A row takes some minutes on two cores; with
-`--effort=-1` less, and then the schedule is worse and the peak memory may be higher.
+writes the rows that it was asked for into docs/scaling.md one by one, and leaves the others; those that are there are not made
+again without `--again`. A program is compiled once, however many configs share it. That takes some minutes on two cores; with
+`--effort=-1` one, and then the schedule is worse and the peak memory may be higher.
 """
 
 import os
@@ -14,6 +15,7 @@ os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_T
 
 import argparse
 import dataclasses
+import hashlib
 import importlib
 import sys
 from pathlib import Path
@@ -25,8 +27,9 @@ sys.path.insert(0, str(ROOT))  # configs/ is not an installed package
 
 from mebt_jax.aot import chips, programs, report
 from mebt_jax.config import Config, from_config_dict
+from mebt_jax.errors import UserError
 
-CONFIGS = ("demo", "folder", "sky16", "taichi16", "ucf16", "sky128", "taichi128", "ucf128", "long1024")
+CONFIGS = ("demo", "folder", "folder128", "sky16", "taichi16", "ucf16", "sky128", "taichi128", "ucf128", "long1024")
 SLICES = ("v4:2x2x2", "v5e:2x4", "v5p:2x2x2", "v6e:2x4", "2xv5e:2x2")
 STEPS = ("transformer", "tokenizer", "sample")
 PAGE = ROOT / "docs" / "scaling.md"
@@ -43,9 +46,14 @@ def main() -> None:
     parser.add_argument("--slices", nargs="+", default=SLICES, help="topologies, several of one as 2xv5e:2x2")
     parser.add_argument("--steps", nargs="+", default=["transformer"], choices=STEPS)
     parser.add_argument("--effort", type=float, default=0.0)
+    parser.add_argument("--again", action="store_true", help="also the rows that are there")
     asked = parser.parse_args()
-    for name, step, slices in tqdm([(c, s, t) for c in asked.configs for s in asked.steps for t in asked.slices]):
+    there = () if asked.again else rows(PAGE.read_text())
+    todo = [(c, s, t) for c in asked.configs for s in asked.steps for t in asked.slices if (c, s, t) not in there]
+    for name, step, slices in tqdm(todo):
         config = importlib.import_module(f"configs.{name}").get_config()
+        if config.mesh.data == 1:
+            config.mesh.data = -1  # of one device as shipped
         write_row(row(from_config_dict(config), name, step, slices, asked.effort))
 
 
@@ -54,9 +62,11 @@ def row(config: Config, name: str, step: str, slices: str, effort: float) -> str
     chip, devices = chips.of_topology(topology), chips.devices(topology, int(count))
     first = f"| {name} | {step} | {slices} | {len(devices)} |"
     try:
-        made = [report.compile_report(one, chip, int(count), effort) for one in programs.programs(step, config, devices)]
+        made = [once(one, slices, chip, int(count), effort) for one in programs.programs(step, config, devices)]
     except report.DoesNotFit as error:
         return f"{first} does not fit: {str(error).split('; ')[-1]} |"
+    except UserError as error:  # the batch does not go into so many chips
+        return f"{first} {error} |"
     rate = report.clips_per_second(made)
     seconds = report.total_seconds(made)
     useful = sum(one.useful_flops * one.turns for one in made) / chip.flops / seconds
@@ -69,19 +79,41 @@ def row(config: Config, name: str, step: str, slices: str, effort: float) -> str
             f"{sent / 1e6:.3g} | {seconds:.3g} | {useful:.0%} | {rate:.3g} | {cores} |")
 
 
-def write_row(new: str) -> None:
-    """Puts a row into the table of the page, in place of that of the same config, step and slice."""
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    table, after = rest.split(END)
-    rows = {key(line): line for line in table.splitlines() if line.startswith("| ") and not line.startswith("| config")}
-    rows[key(new)] = new
-    PAGE.write_text(before + BEGIN + "\n" + HEAD + "\n".join(rows[one] for one in sorted(rows)) + "\n" + END + after)
+COMPILED: dict[tuple[str, str], report.Report | report.DoesNotFit] = {}
 
 
-def key(line: str) -> tuple[int, int, str]:
+def once(program: programs.Program, slices: str, chip: chips.Chip, count: int, effort: float) -> report.Report:
+    """The report of a program, from an earlier one of the same text for the same slices if there is one."""
+    key = slices, hashlib.sha256(report.lowered(program).as_text().encode()).hexdigest()
+    if key not in COMPILED:
+        try:
+            COMPILED[key] = report.compile_report(program, chip, count, effort)
+        except report.DoesNotFit as error:
+            COMPILED[key] = error
+    found = COMPILED[key]
+    if isinstance(found, report.DoesNotFit):
+        raise found
+    return found
+
+
+def rows(page: str) -> dict[tuple[str, str, str], str]:
+    """Lines of the table by config, step and slices."""
+    table = page.split(BEGIN)[1].split(END)[0]
+    return {key(line): line for line in table.splitlines() if line.startswith("| ") and not line.startswith("| config")}
+
+
+def key(line: str) -> tuple[str, str, str]:
     name, step, slices = (cell.strip() for cell in line.split("|")[1:4])
-    return CONFIGS.index(name), STEPS.index(step), slices
+    return name, step, slices
+
+
+def write_row(new: str) -> None:
+    """Puts a row into the table of the page, in place of that of the same config, step and slices."""
+    page = PAGE.read_text()
+    lines = rows(page) | {key(new): new}
+    order = sorted(lines, key=lambda one: (CONFIGS.index(one[0]), STEPS.index(one[1]), one[2]))
+    text = BEGIN + "\n" + HEAD + "\n".join(lines[one] for one in order) + "\n" + END
+    PAGE.write_text(page.split(BEGIN)[0] + text + page.split(END)[1])
 
 
 if __name__ == "__main__":

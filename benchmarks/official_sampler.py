@@ -1,4 +1,4 @@
-"""Worker of benchmarks/sampling.py: the official PyTorch program's sampler, timed in its own process and environment.
+"""Worker of benchmarks/sampling.py and train_step.py: the official PyTorch program, timed in its own process and environment.
 
     python benchmarks/official_sampler.py CHECKOUT MODEL
 
@@ -58,7 +58,7 @@ class Official:
         mask = {"target": "mebt.mask_sampler.MaskGen", "params": {
             "iid": False, "schedule": "cosine", "max_token": tokens, "method": "mlm", "shape": list(self.grid),
             "t_range": [0.0, 1.0], "budget": tokens}}
-        self.model = build(cls, settings, mask).eval()
+        self.model, self.optimizer, self.loss = build(cls, settings, mask).eval(), None, None
         self.shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}
         for name, value in self.model.state_dict().items():
             value.copy_(torch.from_numpy(random_weight(name, tuple(value.shape))))
@@ -95,6 +95,26 @@ class Official:
                                     revise_t=sample["revise_temperature"], M=sample["revise_rounds"], skip_draft=True)
         return self.clock() - start
 
+    def train_step(self, contexts: int, batch: int) -> float:
+        """Seconds of one whole step of its training with so many known tokens: loss, accuracies, gradients, AdamW."""
+        torch, tokens = self.torch, int(np.prod(self.grid))
+        if self.optimizer is None:
+            self.model.learning_rate, self.model.weight_decay = 3e-5, 1e-4
+            self.optimizer = self.model.configure_optimizers()
+        self.model.train()
+        # Training masks 1 - t of the tokens, for a t that is drawn from this range.
+        self.model.mask_sampler.schedule, self.model.range = "linear", [contexts / tokens] * 2
+        positions = torch.stack([torch.randperm(tokens, device=self.device) for _ in range(batch)])
+        clips = {"video": torch.zeros((batch, *self.grid), dtype=torch.long, device=self.device), "indices": positions}
+        start = self.clock()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.model.training_step(clips, 0)
+        loss.backward()
+        self.optimizer.step()
+        seconds = self.clock() - start
+        self.loss = float(loss)
+        return seconds
+
     def clock(self) -> float:
         if self.device != "cpu":
             self.torch.cuda.synchronize()
@@ -107,7 +127,7 @@ def import_transformer(checkout: Path) -> type:
 
     lightning = types.ModuleType("pytorch_lightning")
     lightning.LightningModule = type("LightningModule", (torch.nn.Module,), {
-        "save_hyperparameters": lambda self: None, "device": property(lambda self: next(self.parameters()).device)})
+        "save_hyperparameters": lambda self: None, "log": lambda self, *_, **__: None, "global_step": 0, "device": property(lambda self: next(self.parameters()).device)})
     download = types.ModuleType("mebt.download")
     download.load_vqgan = None
     sys.modules |= {"pytorch_lightning": lightning, "mebt.download": download}
@@ -148,11 +168,13 @@ def main() -> None:
             reset_peak()
         else:
             official.torch.cuda.reset_peak_memory_stats()
+        processor = time.process_time()
         seconds = getattr(official, request.pop("do"))(**request)
+        processor = time.process_time() - processor
         peak = memory_kib("VmHWM") - official.weights_kib
         if official.device != "cpu":
             peak = official.torch.cuda.max_memory_allocated() // 1024 - official.weights_kib
-        print(json.dumps({"seconds": seconds, "peak_kib": peak}), flush=True)
+        print(json.dumps({"seconds": seconds, "processor": processor, "peak_kib": peak, "loss": official.loss}), flush=True)
 
 
 if __name__ == "__main__":

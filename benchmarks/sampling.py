@@ -64,7 +64,7 @@ class Ours:
             jax.block_until_ready(state)
             reset_peak()
             start = time.perf_counter()
-            state, _ = decode.run_pass(
+            state, _ = decode.pass_on(jax.default_backend())(
                 self.graphdef, self.params, state, self.keys, decode.pass_inputs(index, one), kind=one.kind, sizes=sizes,
                 by_confidence=by_confidence, num_known=0, partitions=self.plan.partitions, top_k=self.plan.top_k,
                 top_p=self.plan.top_p, block=decode.LOGITS_BLOCK, sharding=None)

@@ -4,10 +4,12 @@
 
 `--only "train step, small"` measures one of the titles, and `--keep` holds what earlier calls found, to go on from.
 
-Paper size (width 1,024, 24 layers, 256 latents, 128x128): operations of the matrix products from the traced programs, and the
-memory of a train step beyond its arguments from the compiler's analysis on this machine, float32, batch 1, `remat=block`.
-Small (width 128, 6 layers, 64 latents): seconds on this machine; attention of all tokens to all as far as its scores fit. The exponents are those of a straight line through the logarithms from 64 frames on (4,096 tokens),
-where the 256 latents no longer matter much; "from 16" is through all.
+Paper size (width 1,024, 24 layers, 256 latents, 128x128): operations of the matrix products from the traced programs, and
+memory beyond weights, gradients, averages and moments from the compiler's analysis for this machine, float32, batch 1, `remat=block`; of
+decoding in 160 passes as ucf128 does it, memory of a pass that predicts all tokens. Small (width 128, 6 layers, 64 latents): seconds
+on this machine, of decoding in 4 passes; attention of all tokens to all as far as its scores fit. The exponents are slopes of
+a straight line through the logarithms from 64 frames on (4,096 tokens), where the 256 latents no longer matter much; "from 16" is
+through all. Takes a quarter of an hour of two cores.
 """
 
 import argparse
@@ -45,7 +47,7 @@ FRAMES = (16, 32, 64, 128, 256, 512, 1024)
 LONG = 64  # exponents are fitted from here on
 SMALL = {"width": 128, "heads": 2, "latents": 64}
 KINDS = {"MeBT": None, "full attention": ("maskgit",)}
-SCORE_BYTES = 2e9  # attention of all to all is timed as long as its scores take no more
+SCORE_BYTES = 5e8  # attention of all to all is timed as long as its scores take no more
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # for what is compiled and never run
 
 
@@ -74,14 +76,28 @@ def train_flops(config: Config) -> int:
     return train_program(config).flops
 
 
+@functools.cache
 def train_program(config: Config) -> programs.Program:
     (program,) = programs.transformer_step(config, one_device(config))
     return program
 
 
 def train_memory(config: Config) -> int:
-    """Bytes beyond parameters, averages and moments, by the compiler's analysis."""
-    return train_program(config).traced.lower().compile(QUICK).memory_analysis().temp_size_in_bytes
+    """Bytes beyond weights, their gradients, averages and moments, by the compiler's analysis."""
+    return train_program(config).traced.lower().compile(QUICK).memory_analysis().temp_size_in_bytes - weight_bytes(config)
+
+
+def sample_memory(config: Config) -> int:
+    """Bytes beyond the weights of the pass with the most to compute: tokens, cached keys and values, temporaries."""
+    passes = programs.sampling(config, one_device(config))[:-1]  # without the way to pixels
+    found = max(passes, key=lambda one: one.flops).traced.lower().compile(QUICK).memory_analysis()
+    return (found.argument_size_in_bytes - weight_bytes(config) + found.output_size_in_bytes - found.alias_size_in_bytes
+            + found.temp_size_in_bytes)
+
+
+def weight_bytes(config: Config) -> int:
+    _, abstract = transformer.abstract_transformer(config)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
 
 
 def sample_flops(config: Config) -> int:
@@ -162,6 +178,7 @@ def main() -> None:
         ("train step, small", "seconds"): (train_seconds, True),
         ("decoding, small", "seconds"): (sample_seconds, True),
         ("train step, paper size", "GiB"): (lambda c: train_memory(c) / 2**30, False),
+        ("decoding, paper size", "GiB"): (lambda c: sample_memory(c) / 2**30, False),
     }
     results = {}
     for (title, unit), (measure, small) in measures.items():
@@ -189,12 +206,16 @@ def print_table(results: dict[tuple[str, str, str], dict[int, float]], frames: l
 
 
 def draw(results: dict[tuple[str, str, str], dict[int, float]], path: Path) -> None:
-    titles = list(dict.fromkeys((title, unit) for title, unit, _ in results))
-    figure, all_axes = plt.subplots(1, len(titles), figsize=(3.6 * len(titles), 3.4), layout="constrained")
-    for axes, (title, unit) in zip(np.atleast_1d(all_axes), titles):
+    titles = list(dict.fromkeys((title, unit) for (title, unit, _), found in results.items() if found))
+    figure, all_axes = plt.subplots(2, 3, figsize=(11, 6.4), layout="constrained")
+    order = sorted(titles, key=lambda one: one[0].split(",")[0] != "train step")  # train steps above, decoding below
+    for axes in all_axes.flat[len(order):]:
+        axes.remove()
+    for axes, (title, unit) in zip(all_axes.flat, order):
         for kind, marker in zip(KINDS, "os"):
             found = results[title, unit, kind]
-            axes.plot(list(found), list(found.values()), marker=marker, label=f"{kind}: exponent {exponent(found, LONG):.2f}")
+            slope = exponent(found, LONG)  # nan with fewer than two lengths
+            axes.plot(list(found), list(found.values()), marker=marker, label=kind + ("" if math.isnan(slope) else f", exponent {slope:.2f}"))
         axes.set(xscale="log", yscale="log", title=title, xlabel="frames", ylabel=unit)
         axes.set_xticks(FRAMES, [str(one) for one in FRAMES], fontsize=7)
         axes.minorticks_off()

@@ -252,7 +252,8 @@ def get_config() -> ConfigDict:
     sample.remask_steps = 0
     sample.remask_at = 0.2
     sample.remask_share = 0.05
-    # M rounds, each re-predicting R random parts of the clip in turn from the rest, at its own temperature.
+    # M rounds, each re-predicting R random parts of the clip in turn from the rest, at its own temperature. Where fewer
+    # tokens than R are drawn, each is a part.
     sample.revise_rounds = 2
     sample.revise_partitions = 32
     sample.revise_temperature = 0.1
@@ -302,4 +303,6 @@ def get_config() -> ConfigDict:
     runtime.compilation_cache = ""
     # Arrays below this many elements are not split over the fsdp and sequence axes.
     runtime.fsdp_min_elements = 1_048_576
+    # Write a profile of some steps of each training below its folder; `--profile` sets it.
+    runtime.profile = False
     return config

@@ -197,6 +197,7 @@ class RuntimeConfig:
     seed: int
     compilation_cache: str
     fsdp_min_elements: int
+    profile: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,6 +349,7 @@ def _check_values(config: Config) -> None:
         "data.validation_clips": config.data.validation_clips, "data.record_frames": config.data.record_frames,
         "sample.clips": config.sample.clips,
         "sample.batch_size": config.sample.batch_size, "sample.draft_steps": config.sample.draft_steps,
+        "sample.revise_partitions": config.sample.revise_partitions,
         "evaluate.window": config.evaluate.window, "evaluate.window_every": config.evaluate.window_every,
         "evaluate.clips": config.evaluate.clips, "evaluate.batch_size": config.evaluate.batch_size,
         "masking.splits": config.masking.splits, "transformer.loss_block": config.transformer.loss_block,

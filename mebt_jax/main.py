@@ -25,6 +25,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything of this run goes; default runs/<config.name>.")
 STAGE = flags.DEFINE_enum("stage", "all", ["all", *STAGES], "Stage to run; all runs what is not done yet.")
 CHECK = flags.DEFINE_bool("check", False, "Verify the prepared records of this config, and do nothing else.")
+PROFILE = flags.DEFINE_bool("profile", False, "Write a profile of some steps of each training, for TensorBoard or Perfetto.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, where no launcher is detected; or the variables "
                                   "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of this run, with --coordinator.")
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"Unknown argument {argv[1]!r}; flags begin with --, such as --config=configs/demo.py.")
     logging.set_verbosity(logging.WARNING)  # JAX tells at INFO of each kind of device that this machine does not have
+    CONFIG.value.runtime.profile |= PROFILE.value
     config = from_config_dict(CONFIG.value)
     workdir = Path(WORKDIR.value or Path("runs") / config.name)
     cluster.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)

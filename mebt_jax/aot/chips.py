@@ -23,12 +23,11 @@ class Chip:
 # Cloud TPU documentation, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, read in November 2026. Interconnect: v5e and v6e list 400
 # and 800 GB/s for both directions together; v5p lists 4800 Gbit/s; v4 has 6 links of 50 GB/s (Jouppi et al. 2023, table 4). Network
 # between slices: v5e and v6e hosts of 8 chips have 2 x 100 Gbit/s and 4 x 200 Gbit/s; for v4 and v5p hosts of 4 chips 200 Gbit/s is
-# an assumption. Of the listed HBM (32 GiB, 16, 95, 32 GB) the compiler keeps a part for itself: 15.75 GiB of v5e are left, as it
-# says itself; what is left of the other three was not checked.
+# an assumption. The HBM is what libtpu 0.0.42 says is available when a program needs more; listed are 32 GiB, 16, 95 and 32 GB.
 CHIPS = {chip.name: chip for chip in (
     Chip("v4", 30.75 * 2**30, 1200e9, 275e12, 300e9, 6.25e9),
     Chip("v5e", 15.75 * 2**30, 819e9, 197e12, 200e9, 3.1e9),
-    Chip("v5p", 95 * 2**30, 2765e9, 459e12, 600e9, 6.25e9),
+    Chip("v5p", 95.74 * 2**30, 2765e9, 459e12, 600e9, 6.25e9),
     Chip("v6e", 31.25 * 2**30, 1638e9, 918e12, 400e9, 12.5e9),
 )}
 

@@ -115,7 +115,7 @@ def sampling(config: Config, mesh: Mesh) -> list[Program]:
     resident = _resident((params, state))
     made = []
     for one, sizes, turns in _distinct(plan):
-        traced = decode.run_pass.trace(
+        traced = decode.pass_on(mesh.devices.flat[0].platform).trace(
             graphdef, params, state, keys, jax.eval_shape(functools.partial(decode.pass_inputs, 0, one)), kind=one.kind,
             sizes=sizes, by_confidence=one.kind == DRAFT and plan.order == "confidence", num_known=plan.num_known,
             partitions=plan.partitions, top_k=plan.top_k, top_p=plan.top_p, block=decode.LOGITS_BLOCK, sharding=batch)

@@ -66,8 +66,7 @@ def compile_report(program: Program, chip: Chip, slices: int = 1, effort: float 
         DoesNotFit: as it says.
     """
     try:
-        lowered = program.traced.lower(lowering_platforms=("tpu",))
-        compiled = lowered.compile(dict.fromkeys(EFFORT_OPTIONS, effort) if effort else None)
+        compiled = lowered(program).compile(dict.fromkeys(EFFORT_OPTIONS, effort) if effort else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -77,6 +76,11 @@ def compile_report(program: Program, chip: Chip, slices: int = 1, effort: float 
     return Report(program.name, chips, chip, program.clips, program.turns, memory.peak_memory_in_bytes,
                   memory.argument_size_in_bytes, program.flops / chips, program.useful_flops / chips, traffic.memory,
                   dict(traffic.sent), traffic.between_slices, traffic.unknown_loops)
+
+
+def lowered(program: Program) -> jax.stages.Lowered:
+    """A program in the form that the compiler is given, for TPUs."""
+    return program.traced.lower(lowering_platforms=("tpu",))
 
 
 def total_seconds(reports: list[Report]) -> float:

@@ -232,22 +232,29 @@ def _bytes(shape: str, on_chip: bool = False) -> float:
 
 
 def groups_of(attributes: str) -> list[list[int]]:
-    """Device groups of a collective: written out, as [groups,size]<=[dims]T(permutation), or as axes of a mesh."""
+    """Device groups of a collective: written out, as [groups,size]<=[dims]T(permutation), or as axes of a mesh, whose devices may
+    be in another order."""
     if found := re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes):
         return [[int(x) for x in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", found[1])]
     if found := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
         return [[int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", found[1])]
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        order = np.arange(int(found[1]) * int(found[2])).reshape([int(x) for x in found[3].split(",")])
-        if found[4]:
-            order = order.transpose([int(x) for x in found[4].split(",")])
-        return order.reshape(int(found[1]), int(found[2])).tolist()
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
-        return _along_axes(found[1], found[2])
+        return _transposed(found[3], found[4]).reshape(int(found[1]), int(found[2])).tolist()
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}",
+                          attributes):
+        groups = _along_axes(found[1], found[4])
+        return (_transposed(found[2], found[3])[groups] if found[2] else groups).tolist()
     raise ValueError(f"a collective without groups that are known: {attributes[:200]}")
 
 
-def _along_axes(mesh: str, axes: str) -> list[list[int]]:
+def _transposed(dims: str, axes: str | None) -> np.ndarray:
+    """Devices in the order of [4,2]T(1,0), which counts them in an array of these sizes and then transposes it."""
+    sizes = [int(size) for size in dims.split(",")]
+    order = np.arange(np.prod(sizes)).reshape(sizes)
+    return (order.transpose([int(axis) for axis in axes.split(",")]) if axes else order).reshape(-1)
+
+
+def _along_axes(mesh: str, axes: str) -> np.ndarray:
     """Groups along axes such as 'a','b':(2)4 of a mesh such as 'a'=2,'b'=8; (2)4 is the part of size 4 inside of one of 2."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     dims, along = [], []  # the parts of all axes, and those that the groups lie along
@@ -264,4 +271,4 @@ def _along_axes(mesh: str, axes: str) -> list[list[int]]:
             along.append(len(dims) - 1)
     order = np.arange(np.prod(dims)).reshape(dims)
     others = [axis for axis in range(len(dims)) if axis not in along]
-    return order.transpose(*others, *along).reshape(-1, int(np.prod([dims[axis] for axis in along]))).tolist()
+    return order.transpose(*others, *along).reshape(-1, int(np.prod([dims[axis] for axis in along])))

@@ -149,7 +149,7 @@ def endless(records: Sequence[dict], frames: int, stride: int, seed: int) -> gra
 
 
 def shuffled(records: Sequence, seed: int) -> grain.MapDataset:
-    """The records in the order of training, epoch after epoch."""
+    """The records in the order of training, or of validation, epoch after epoch."""
     if len(records) < FEW_RECORDS:
         return grain.MapDataset.source(Shuffled(records, seed)).seed(seed)
     return grain.MapDataset.source(records).seed(seed).shuffle().repeat(None)
@@ -160,7 +160,7 @@ def validation_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """At most `num_batches` batches of held-out clips, the same at every call: the middle window of each record.
 
-    The clips that do not fill a last batch are left out; where there is less than one batch, it is filled by repeating them.
+    They are drawn over the whole set, since its first records may all be of one class. The clips that do not fill a last batch are left out; where there is less than one batch, it is filled by repeating them.
     A mixture has as many clips as its sources together, taken by the weights, where the clips of one may come again. As many
     batches of images follow, at most.
 
@@ -171,7 +171,7 @@ def validation_batches(
 
     def batches(sources: Sources, frames: int, stride: int) -> Iterator[dict[str, np.ndarray]]:
         window = CentreWindow(frames, stride)
-        dataset = _mix(sources, "validation", lambda _, records: grain.MapDataset.source(records).map(window).repeat(None))
+        dataset = _mix(sources, "validation", lambda i, records: shuffled(records, data.seed + i).map(window))
         number = min(num_batches, max(1, len(sources.validation) // batch_size))
         return iter(read(shared(dataset[: number * batch_size], batch_size, share), workers=0))
 

@@ -25,8 +25,9 @@ def enable_cache(folder: str) -> Path | None:
 def frugal_options(platform: str) -> dict[str, str]:
     """Compiler options for `jax.jit` of programs that hold large arrays.
 
-    XLA orders a program's operations on CPU for the most concurrency by default, and so computes much of a backward pass long
-    before it is needed: up to half as much memory again in a step of the tokenizer, at the same speed (benchmarks/RESULTS.md).
+    XLA orders a program's operations on CPU for the most concurrency by default. So it computes much of a backward pass long before
+    it is needed, up to half as much memory again in a step of the tokenizer, and cuts the weights of decoding out of their stacks
+    early, twice the memory for short clips. The products take all cores anyway: the speed is the same (benchmarks/RESULTS.md).
     """
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if platform == "cpu" else {}
 

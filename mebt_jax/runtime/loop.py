@@ -40,6 +40,7 @@ def train(
     best_by: str,
     keep_steps: Sequence[int] = (),
     warn: Callable[[Mapping[str, float]], Sequence[str]] = lambda record: (),
+    profile: bool = False,
 ) -> TrainState:
     """Trains up to `training.steps` and returns the last state.
 
@@ -55,6 +56,7 @@ def train(
         best_by: the number of `validate` by which the best checkpoint is chosen; smaller is better.
         keep_steps: steps whose checkpoints are made and kept for good.
         warn: gets every line of metrics.jsonl in turn, those of an earlier run too; returns what to tell the user of the last.
+        profile: write one of some steps, see `telemetry.StepProfile`.
 
     Raises:
         UserError: loss or state not finite, or a checkpoint could not be written or read.
@@ -65,10 +67,12 @@ def train(
         metrics = telemetry.StepMetrics(stage, checkpointer, unlogged)
         rate = learning_rate_schedule(training)
         with (telemetry.MetricsLog(directory, step) as log, checkpoints.StopSignal() as stop,
+              telemetry.StepProfile(stage, directory / "profile", wanted=profile) as profiled,
               telemetry.progress_bar(stage, training.steps, step) as bar):
             for record in log.kept:
                 warn(record)  # what it returns was said then
             while step < training.steps:
+                profiled.before_step()
                 state, step_metrics = take_step(state, next(batches), step)
                 step += 1
                 metrics.add(step, step_metrics)

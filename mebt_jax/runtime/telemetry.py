@@ -20,6 +20,9 @@ from mebt_jax.errors import UserError
 from mebt_jax.runtime import pictures
 from mebt_jax.runtime.checkpoints import Checkpointer
 
+# Steps that a profile shows: by then programs are compiled, and the loop goes its usual way.
+PROFILED = range(20, 30)
+
 
 class MetricsLog:
     """`<directory>/metrics.jsonl`, one {"step": n, name: number, ...} a line, and the same numbers for TensorBoard."""
@@ -120,6 +123,34 @@ class StepMetrics:
         means = {name: sum(values) / len(values) for name, values in columns.items()}
         self.unlogged.clear()
         return means
+
+
+class StepProfile:
+    """Where `wanted`, a profile of the steps PROFILED since the start of this process, which TensorBoard and Perfetto show."""
+
+    def __init__(self, stage: str, folder: Path, *, wanted: bool) -> None:
+        self._stage, self._folder, self._wanted = stage, folder, wanted
+        self._finished, self._running = 0, False
+
+    def __enter__(self) -> "StepProfile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._running:  # the training ends among these steps
+            self._stop()
+
+    def before_step(self) -> None:
+        if self._wanted and self._finished == PROFILED.start:
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            self._running = True
+        elif self._running and self._finished == PROFILED.stop:
+            self._stop()
+        self._finished += 1
+
+    def _stop(self) -> None:
+        self._running = False
+        jax.profiler.stop_trace()
+        say(f"{self._stage}: wrote a profile of {PROFILED.stop - PROFILED.start} steps to {self._folder}")
 
 
 def progress_bar(stage: str, total: int, done: int) -> tqdm:

@@ -31,7 +31,7 @@ _DEPENDS_ON = {
 }
 # Say where, how often or in how many pieces, not what: changing them changes no result beyond rounding.
 _NO_RESULT = (
-    "name", "mesh.*", "runtime.compilation_cache", "runtime.fsdp_min_elements", "data.workers", "data.prepared_dir",
+    "name", "mesh.*", "runtime.compilation_cache", "runtime.fsdp_min_elements", "runtime.profile", "data.workers", "data.prepared_dir",
     "data.tokens",
     "transformer.loss_block", "transformer.remat", "*.training.accumulation", "*.training.log_every",
     "*.training.validate_every", "*.training.validation_batches", "*.training.checkpoint_every", "*.training.keep_every",

@@ -19,6 +19,7 @@ from flax import nnx, struct
 
 from mebt_jax.errors import UserError
 from mebt_jax.runtime import mesh as mesh_lib
+from mebt_jax.runtime.compilation import frugal_options
 from mebt_jax.sampling import logits as logits_lib
 from mebt_jax.sampling.orders import halton_ranks
 from mebt_jax.sampling.plan import BOOTSTRAP, DRAFT, REMASK, REVISE, Pass, Plan, Sizes, shared_sizes
@@ -102,9 +103,9 @@ def decode(graphdef: nnx.GraphDef, params: nnx.State, plan: Plan, grid: tuple[in
     if sharding is not None:
         keys = jax.device_put(keys, sharding)
     state = start(graphdef, params, keys, codes, known, plan=plan, grid=grid, plain=plain, sharding=sharding)
-    finished = []
+    compiled, finished = pass_on(next(iter(keys.devices())).platform), []
     for index, (one, sizes) in enumerate(zip(plan.passes, shared_sizes(plan))):
-        state, done = run_pass(graphdef, params, state, keys, pass_inputs(index, one), kind=one.kind, sizes=sizes,
+        state, done = compiled(graphdef, params, state, keys, pass_inputs(index, one), kind=one.kind, sizes=sizes,
                                by_confidence=one.kind == DRAFT and plan.order == "confidence", num_known=plan.num_known,
                                partitions=plan.partitions, top_k=plan.top_k, top_p=plan.top_p, block=block,
                                sharding=sharding)
@@ -158,9 +159,14 @@ def start(graphdef: nnx.GraphDef, params: nnx.State, keys: jax.Array, codes: jax
     return _constrained(DecodeState(positions=positions, codes=codes, committed_at=committed_at, cache=cache), sharding)
 
 
-@functools.partial(jax.jit, donate_argnames="state", static_argnames=(
-    "graphdef", "kind", "sizes", "by_confidence", "num_known", "partitions", "top_k", "top_p", "block", "sharding"))
-@_on_its_mesh
+@functools.cache
+def pass_on(platform: str) -> Any:
+    """`run_pass`, jitted for "cpu", "gpu" or "tpu"."""
+    return jax.jit(_on_its_mesh(run_pass), donate_argnames="state", static_argnames=(
+        "graphdef", "kind", "sizes", "by_confidence", "num_known", "partitions", "top_k", "top_p", "block", "sharding"),
+        compiler_options=frugal_options(platform))
+
+
 def run_pass(graphdef: nnx.GraphDef, params: nnx.State, state: DecodeState, keys: jax.Array, inputs: PassInputs, *,
              kind: str, sizes: Sizes, by_confidence: bool, num_known: int, partitions: int, top_k: int, top_p: float,
              block: int, sharding: jax.sharding.NamedSharding | None) -> tuple[DecodeState, jax.Array]:
@@ -347,7 +353,7 @@ def _draw_blocks(model: nnx.Module, hidden: jax.Array, positions: jax.Array, key
     def draw_block(_, one):
         block_hidden, block_positions = one  # [B, block, D], [B, block]
         token_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, block_positions)
-        return None, logits_lib.draw_codes(token_keys, model.logits(block_hidden, kernel), temperature, **filters)
+        return None, logits_lib.draw_codes(token_keys, cached.logits(model, block_hidden, kernel), temperature, **filters)
 
     _, drawn = jax.lax.scan(draw_block, None, (jnp.moveaxis(hidden, 2, 0), jnp.moveaxis(positions, 2, 0)))
     return tuple(jnp.moveaxis(x, 0, 2).reshape(batch, blocks * block)[:, :targets] for x in drawn)

@@ -16,15 +16,14 @@ from mebt_jax.config import Config
 from mebt_jax.data.video_files import Video
 from mebt_jax.errors import UserError
 from mebt_jax.runtime import checkpoints, pictures, telemetry, workdir as workdir_lib
-from mebt_jax.runtime.mesh import on_host
 from mebt_jax.sampling import cost, tasks
 from mebt_jax.sampling.plan import KINDS, Plan, programs
 from mebt_jax.sampling.tasks import Task
 from mebt_jax.stages.sampler import STAGE, Sampler
 
 PICTURED_CLIPS = 12
-# Fields of config.sample that say which clips, how many at a time, or in which files: not what a clip of a given number is.
 STREAMED = ("mp4", "frames")  # formats that take a video piece by piece
+# Fields of config.sample that say which clips, how many at a time, or in which files: not what a clip of a given number is.
 NOT_THE_CLIP = ("clips", "first_clip", "batch_size", "formats", "frames_per_second")
 
 
@@ -77,7 +76,7 @@ def run(config: Config, workdir: Path) -> None:
                 stream_clips(directory, new, pieces, config)
             else:
                 drawn = sampler.draw_batch(task, filled, videos, bar=bar)
-                codes, video = (on_host(array, sampler.mesh) for array in (drawn.codes, sampler.pixels.video(drawn.codes)))
+                codes, video = map(sampler.on_host, (drawn.codes, sampler.pixels.video(drawn.codes)))
                 for i, number in enumerate(new):
                     write_clip(directory, number, video[i], config)
                     in_place(tokens_path(directory, number), lambda path: np.save(path, codes[i]))

@@ -118,7 +118,7 @@ def run(config: Config, workdir: Path) -> None:
     meta = {"stage": STAGE, "tokenizer": tokenizer.content_hash, "config": config_lib.to_dict(config),
             "versions": checkpoints.versions()}
     state = loop.train(STAGE, directory, training, meta, state, batches, take_step=take_step, validate=validate,
-                       best_by="nll")
+                       best_by="nll", profile=config.runtime.profile)
     workdir_lib.mark_done(config, workdir, STAGE, step=training.steps, tokenizer=tokenizer.content_hash,
                           weights=checkpoints.content_hash(state.averaged), compiled_steps=step_of.cache_info().misses)
 

@@ -27,6 +27,9 @@ from mebt_jax.tokenizer.norms import make_norm
 
 COLOURS = 3
 OUTPUT_GAIN = 0.1  # of the last convolution: an untrained decoder paints mid-grey instead of noise
+# Beside a fitted shortcut the network counts in units of what that leaves over. Adam moves all of the thousands of weights behind an
+# output by the learning rate at once: at full size the first steps would shift pixels by more than the whole error of the shortcut.
+CORRECTION = 0.05
 
 
 class Tokenizer(nnx.Module):
@@ -60,7 +63,7 @@ class Tokenizer(nnx.Module):
         video = constrain(video, "batch", None, None, None, None)
         features = self.to_features(self.encoder(fold_patches(video, self.patch, past), past))
         if self.patch != (1, 1, 1):
-            features = features + self.shortcut_in(self.whole_patches(video, past))
+            features = self.shortcut_in(self.whole_patches(video, past)) + CORRECTION * features
         return constrain(features.astype(jnp.float32), "batch", None, None, None, None)
 
     def decode(self, embeddings: jax.Array, past: Past | None = None) -> jax.Array:
@@ -69,7 +72,7 @@ class Tokenizer(nnx.Module):
         embeddings = constrain(embeddings, "batch", None, None, None, None)
         video = unfold_patches(self.decoder(self.from_embeddings(embeddings), past), self.patch, past)
         if self.patch != (1, 1, 1):
-            video = video + unfold_patches(self.shortcut_out(embeddings), self.compression, past)
+            video = unfold_patches(self.shortcut_out(embeddings), self.compression, past) + CORRECTION * video
         return constrain(video.astype(jnp.float32), "batch", None, None, None, None)
 
     def whole_patches(self, video: jax.Array, past: Past | None = None) -> jax.Array:

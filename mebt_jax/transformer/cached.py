@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mebt_jax.runtime.mesh import constrain, gather, platform
+from mebt_jax.runtime.mesh import constrain, gather, platform, splits
 from mebt_jax.transformer.attention import KeySet
 from mebt_jax.transformer.blocks import apply_block, gathered_side
 from mebt_jax.transformer.model import MeBT
@@ -18,6 +18,8 @@ from mebt_jax.transformer.stack import Stack
 # For every stack and every encode block of its unit, keys and values [B, repeats, slots, K, Dh]. Slots are not split over devices:
 # the first C of them, which are asked, would lie on a few; what is computed with them is split.
 Cache = tuple[tuple[tuple[jax.Array, jax.Array], ...], ...]
+
+CODES_AT_A_TIME = 2048  # of `logits`
 
 
 def can_cache(model: MeBT) -> bool:
@@ -69,6 +71,19 @@ def hidden_states(
     return model.final_norm(tokens["targets"][:, :asked])
 
 
+def logits(model: MeBT, hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`MeBT.logits`, but on a CPU for some codes at a time, as a product there first copies all of its right side [D, V]."""
+    codes = kernel.shape[1]
+    if platform() != "cpu" or splits("codes") or codes % CODES_AT_A_TIME:
+        return model.logits(hidden, kernel)
+
+    def of_some(first: jax.Array) -> jax.Array:
+        return model.logits(hidden, jax.lax.dynamic_slice_in_dim(kernel, first, CODES_AT_A_TIME, axis=1))
+
+    made = jax.lax.map(of_some, jnp.arange(0, codes, CODES_AT_A_TIME))  # [V / n, B, m, n]
+    return jnp.moveaxis(made, 0, 2).reshape(*hidden.shape[:2], codes)
+
+
 def _offered(stack: Stack, tokens: jax.Array, angles: jax.Array | None) -> tuple[tuple[jax.Array, jax.Array], ...]:
     graphdef, params = nnx.split(stack.blocks)
 
@@ -89,16 +104,10 @@ def _run_stack(stack: Stack, kept: tuple[tuple[jax.Array, jax.Array], ...], toke
     contexts = context_valid.shape[1]
     latent_angles = None if angles is None else angles["latents"]
 
-    def run_unit(tokens: dict[str, jax.Array], index: jax.Array):
+    def run_unit(tokens: dict[str, jax.Array], own_and_index: tuple[nnx.State, jax.Array]):
+        own, index = own_and_index
         offers = iter(kept)
-        for place, kind in enumerate(stack.unit):
-            if platform() == "cpu":
-                # A place that follows from the result of the block before, though it never differs, so that the weights are not
-                # cut out of the stack sooner: those of two blocks at once would be what fills the memory of short clips.
-                done = tokens["latents"][0, 0, 0] + tokens["targets"][0, 0, 0]
-                index = jnp.where(done == jnp.inf, 0, index)
-            own = params if stack.repeats == 1 else jax.tree.map(lambda x: x[index], params)
-            block = nnx.merge(graphdef, gather(own))[place]
+        for block, kind in zip(nnx.merge(graphdef, gather(own)), stack.unit):
             if kind == "encode":
                 # One layer at a time is cut out of the cache; as an operand of the scan all layers would be copied.
                 key, value = (constrain(jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False)[:, :contexts],
@@ -110,5 +119,5 @@ def _run_stack(stack: Stack, kept: tuple[tuple[jax.Array, jax.Array], ...], toke
         return tokens, None
 
     if stack.repeats == 1:
-        return run_unit(tokens, jnp.int32(0))[0]
-    return jax.lax.scan(run_unit, tokens, jnp.arange(stack.repeats))[0]
+        return run_unit(tokens, (params, jnp.int32(0)))[0]
+    return jax.lax.scan(run_unit, tokens, (params, jnp.arange(stack.repeats)))[0]

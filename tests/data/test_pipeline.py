@@ -123,7 +123,16 @@ def test_a_data_set_smaller_than_a_batch_works(make_config, tmp_path):
     opened = sources.open_sources(config, tmp_path)
     assert take(pipeline.train_batches(opened, config, 8), 1)[0].shape[0] == 8
     (batch,) = pipeline.validation_batches(opened, config, 5, 4)
-    np.testing.assert_array_equal(batch["video"], np.stack([opened.validation[i % 2]["video"] for i in range(5)]))
+    found = [[(clip == record["video"]).all() for record in opened.validation].index(True) for clip in batch["video"]]
+    assert sorted(found)[:2] == [0, 0] and sorted(found)[-2:] == [1, 1]
+
+
+@pytest.mark.parametrize("records", [20, 2 * pipeline.FEW_RECORDS])
+def test_validation_mixes_classes_that_lie_one_after_the_other(make_config, records):
+    labels = [{"video": np.full((8, 1, 1, 1), 10 * i // records, np.uint8)} for i in range(records)]
+    batches = pipeline.validation_batches(sources.Sources(labels, labels, ""), make_config(), 10, 2)
+    shown = np.concatenate([batch["video"][:, 0, 0, 0, 0] for batch in batches])
+    assert len(set(shown.tolist())) >= 6 and len(shown) == 20
 
 
 def test_validation_is_the_same_every_time_and_drops_the_incomplete_batch(make_config, tmp_path):
@@ -138,10 +147,11 @@ def test_validation_is_the_same_every_time_and_drops_the_incomplete_batch(make_c
 def test_validation_takes_the_middle_window(ramps):
     config, opened, frames = ramps
     (batch,) = pipeline.validation_batches(opened, config, 2, 1)
-    record = opened.validation[0]
-    middle = int(record["start"]) + (len(record["frames"]) - 15 + 1) // 2
-    expected = frames[int(record["video"].split(b".")[0])][middle : middle + 15 : 2]
-    assert np.abs(batch["video"][0].astype(int) - expected).max() <= 3
+    expected = []
+    for record in opened.validation:
+        middle = int(record["start"]) + (len(record["frames"]) - 15 + 1) // 2
+        expected.append(frames[int(record["video"].split(b".")[0])][middle : middle + 15 : 2])
+    assert min(np.abs(batch["video"][0].astype(int) - clip).max() for clip in expected) <= 3
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def test_commitment_and_perplexity_are_the_official_ones(official, vectors):
     assert_close(output.metrics["perplexity"], vectors["perplexity"], 1e-5)
 
 
-@pytest.mark.parametrize("name", ["strided_apart", "time_kept", "batch_norm"])
+@pytest.mark.parametrize("name", ["strided_apart", pytest.param("time_kept", marks=pytest.mark.slow), "batch_norm"])
 def test_other_strides_sizes_and_norms(name):
     vectors = load_vectors(f"vqgan_more/{name}")
     given = ast.literal_eval(str(vectors["config"]))
@@ -98,7 +98,7 @@ def test_discriminators_judge_as_the_official_ones(vectors, state_dict, ours, of
         assert_close(feature, channels_last(frames(vectors[f"disc_{official_name}_feat{i}"])), 1e-5)
 
 
-@pytest.mark.parametrize("layers", [2, 4])
+@pytest.mark.parametrize("layers", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("ours, official_name", [("frame_discriminator", "image"), ("clip_discriminator", "video")])
 def test_discriminators_in_training_mode(ours, official_name, layers):
     """Statistics of the batch instead of the stored ones, which move towards them."""

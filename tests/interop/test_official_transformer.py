@@ -18,7 +18,7 @@ from mebt_jax.transformer.model import MeBT
 from official_weights import load_vectors, state_dict_of
 
 WITH_LOSS = ("transformer_tiny", "transformer_full_decoder")
-VECTORS = (*WITH_LOSS, "transformer_more/odd_order", "transformer_more/repeated")
+VECTORS = (*WITH_LOSS, *(pytest.param(f"transformer_more/{name}", marks=pytest.mark.slow) for name in ("odd_order", "repeated")))
 FAST_COMPILE = {"xla_backend_optimization_level": 0}  # these tests compile for longer than they compute
 
 

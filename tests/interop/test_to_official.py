@@ -31,7 +31,7 @@ def test_a_mebt_with_its_tokenizer_comes_back(files, converted, tmp_path):
     assert mask | TRANSFORMER_HYPER["mask_config"]["params"] == mask
 
 
-@pytest.mark.parametrize("name", ["vqgan_tiny", "vqgan_more/batch_norm"])
+@pytest.mark.parametrize("name", ["vqgan_tiny", pytest.param("vqgan_more/batch_norm", marks=pytest.mark.slow)])
 def test_a_vqgan_comes_back_with_all_that_it_held(tmp_path, name, capsys, monkeypatch):
     monkeypatch.setattr(to_official, "DISCRIMINATOR_SIZES", {"channels": 4, "layers": 3})  # made quickly
     vectors = load_vectors(name)

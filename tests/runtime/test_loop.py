@@ -33,7 +33,7 @@ class Counting:
         self.position = state["position"]
 
 
-def run(directory, on_step=lambda step: None, poison=None):
+def run(directory, on_step=lambda step: None, poison=None, profile=False):
     """Trains one number to be the sum of all batches seen."""
     optimizer = optax.sgd(1.0)
     state = train_state.new_state({"w": jnp.zeros(())}, optimizer, ema=False)
@@ -45,35 +45,57 @@ def run(directory, on_step=lambda step: None, poison=None):
         loss = jnp.float32(np.nan if step == poison else 0.1 * step)
         return state, {"loss": loss, "gradient_norm": jnp.float32(1.0)}
 
-    return loop.train("tokenizer", directory, TRAINING, {}, state, Counting(), take_step=take_step, best_by="loss",
+    return loop.train("tokenizer", directory, TRAINING, {}, state, Counting(), take_step=take_step, best_by="loss", profile=profile,
                       validate=lambda state, step: {"loss": float(state.params["w"])})
 
 
-def test_lines_validations_and_checkpoints_come_when_due(tmp_path):
-    state = run(tmp_path)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(folder of a run that nothing interrupted, its state, the steps during which a profile was written)."""
+    folder, tracing, seen = tmp_path_factory.mktemp("whole"), [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(telemetry, "PROFILED", range(2, 5))
+        patch.setattr("jax.profiler.start_trace", lambda to, **_: tracing.append(to))
+        patch.setattr("jax.profiler.stop_trace", tracing.clear)
+        state = run(folder, on_step=lambda step: seen.extend([step] * (tracing == [folder / "profile"])), profile=True)
+    return folder, state, seen
+
+
+def test_lines_validations_and_checkpoints_come_when_due(whole):
+    folder, state, profiled = whole
     assert float(state.params["w"]) == sum(range(10))
-    records = telemetry.read_metrics(tmp_path / "metrics.jsonl")
+    records = telemetry.read_metrics(folder / "metrics.jsonl")
     losses, validations = ({record["step"]: record[name] for record in records if name in record}
                            for name in ("train/loss", "validation/loss"))
     assert losses == pytest.approx({4: 0.15, 8: 0.55, 10: 0.85})
     assert validations == {6: 15.0, 10: 45.0}
     # The best of the validated ones (6) and the two latest.
-    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [6, 9, 10]
-    assert (tmp_path / "curves.png").exists()
+    assert sorted(int(p.name) for p in (folder / "checkpoints").iterdir()) == [6, 9, 10]
+    assert (folder / "curves.png").exists()
+    assert profiled == [2, 3, 4]
 
 
 @pytest.mark.parametrize("step", [1, 4])
-def test_sigterm_saves_leaves_and_the_rest_is_as_if_nothing_had_been(tmp_path, step):
+def test_sigterm_saves_leaves_and_the_rest_is_as_if_nothing_had_been(tmp_path, step, whole):
     with pytest.raises(SystemExit) as leaving:
-        run(tmp_path / "stopped", on_step=lambda at: os.kill(os.getpid(), signal.SIGTERM) if at == step else None)
+        run(tmp_path, on_step=lambda at: os.kill(os.getpid(), signal.SIGTERM) if at == step else None)
     assert leaving.value.code == 143
-    assert (tmp_path / "stopped" / "checkpoints" / str(step + 1)).is_dir()
-    resumed, whole = run(tmp_path / "stopped"), run(tmp_path / "whole")
-    assert resumed.params == whole.params
-    assert (tmp_path / "stopped" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+    assert (tmp_path / "checkpoints" / str(step + 1)).is_dir()
+    folder, state, _ = whole
+    assert run(tmp_path).params == state.params
+    assert (tmp_path / "metrics.jsonl").read_text() == (folder / "metrics.jsonl").read_text()
 
 
 def test_nan_stops_before_the_state_is_saved(tmp_path):
     with pytest.raises(UserError, match=f"loss is nan at step 5 .* {tmp_path}/checkpoints/3"):
         run(tmp_path, poison=4)
     assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["3"]
+
+
+def test_a_training_that_ends_early_still_writes_its_profile(tmp_path, capsys):
+    with telemetry.StepProfile("tokenizer", tmp_path, wanted=True) as profile:
+        for _ in range(telemetry.PROFILED.start + 1):
+            profile.before_step()
+        jnp.ones(3).sum().block_until_ready()
+    assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb")) and list(tmp_path.glob("plugins/profile/*/perfetto_trace.json.gz"))
+    assert f"steps to {tmp_path}" in capsys.readouterr().err

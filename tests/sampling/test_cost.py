@@ -67,7 +67,7 @@ def traced_pass(config, kind):
     tokens, known = (jax.ShapeDtypeStruct((1, plan.num_tokens), dtype) for dtype in (jnp.int32, bool))
     state = jax.eval_shape(lambda *arrays: decode.start(graphdef, *arrays, plan=plan, grid=config.grid, plain=False,
                                                         sharding=None), params, keys, tokens, known)
-    traced = decode.run_pass.trace(
+    traced = decode.pass_on("cpu").trace(
         graphdef, params, state, keys, decode.pass_inputs(index, one), kind=kind, sizes=sizes,
         by_confidence=kind == DRAFT and plan.order == "confidence", num_known=0, partitions=plan.partitions, top_k=plan.top_k,
         top_p=plan.top_p, block=decode.LOGITS_BLOCK, sharding=None)
@@ -93,8 +93,8 @@ def test_the_last_block_and_the_head_run_for_the_asked_tokens_and_all_logits_are
     rows = {"head": 0, "mlp": 0}
     for operation, times in operations(jaxpr):
         shapes = [variable.aval.shape for variable in operation.invars]
-        if operation.primitive.name == "dot_general" and shapes[1] == (width, codes):
-            rows["head"] += shapes[0][1] * times
+        if operation.primitive.name == "dot_general" and shapes[1] == (width, cached.CODES_AT_A_TIME):
+            rows["head"] += shapes[0][1] * times * cached.CODES_AT_A_TIME / codes
         if operation.primitive.name == "dot_general" and shapes[1] == (width, 4 * width):
             rows["mlp"] = shapes[0][1]  # of the last block in the end
         for made in (variable.aval for variable in operation.outvars):

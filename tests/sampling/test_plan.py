@@ -98,8 +98,11 @@ def test_plan_is_static_data():
     assert hash(build_plan(SETTINGS, 64)) == hash(build_plan(SETTINGS, 64))
 
 
-@pytest.mark.parametrize("changes, num_known, message", [
-    ({"revise_rounds": 1, "revise_partitions": 100}, 0, "revise_partitions"), ({}, 64, "nothing to sample")])
-def test_impossible_plans_are_refused(changes, num_known, message):
-    with pytest.raises(UserError, match=message):
-        build_plan(dataclasses.replace(SETTINGS, **changes), 64, num_known)
+def test_few_tokens_are_revised_one_by_one():
+    plan = build_plan(dataclasses.replace(SETTINGS, revise_rounds=2, revise_partitions=32), 64, num_known=61)
+    assert plan.partitions == 3 and [one.targets for one in plan.passes if one.kind == REVISE] == [1] * 6
+
+
+def test_a_plan_with_nothing_to_draw_is_refused():
+    with pytest.raises(UserError, match="nothing to sample"):
+        build_plan(SETTINGS, 64, 64)

@@ -13,18 +13,18 @@ from mebt_jax.stages import data
 
 pytestmark = pytest.mark.slow
 
-# From the death of one process to the end of the others.
+# Seconds from the death of one process to the end of the others, who learn of it when they next wait for it.
 PATIENCE = 150
 # At the usual rate a rounding difference grows until codes differ: after 20 steps the losses are 1 % apart on any two meshes.
-LONG = {"tokenizer__training__learning_rate": 1e-6, "tokenizer__restart_threshold": 0.0, "tokenizer__training__steps": 60,
+LONG = {"tokenizer__training__learning_rate": 1e-6, "tokenizer__restart_threshold": 0.0, "tokenizer__training__steps": 40,
         "tokenizer__training__validate_every": 1000, "tokenizer__training__log_every": 1}
 
 # (processes, devices each, mesh, process that gets a signal after the next checkpoint, the signal)
 RUNS = [
     (2, 2, {"data": 2, "fsdp": 2}, 1, signal.SIGKILL),
-    (4, 1, {"data": 1, "fsdp": 4}, 0, signal.SIGKILL),  # the one that the others look to
+    (4, 1, {"data": 1, "fsdp": 2, "sequence": 2}, 0, signal.SIGKILL),  # the one that the others look to; two hold the same clips
     (2, 2, {"data": 1, "fsdp": 1, "sequence": 4}, 1, signal.SIGTERM),  # every process needs all clips
-    (4, 1, {"data": 2, "fsdp": 1, "sequence": 2}, None, None),
+    (1, 2, {"data": 2}, None, None),
 ]
 
 
@@ -37,7 +37,7 @@ def test_killed_one_by_one_and_gone_on_with_on_other_meshes(tmp_path, compilatio
             command.wait_for_checkpoint(started)
             started[target].send_signal(sign)
         killed = time.monotonic()
-        codes = [one.wait(timeout=PATIENCE) for one in started]
+        codes = [one.wait(timeout=TIMEOUT if sign is None else PATIENCE) for one in started]
         print(f"run {number}: exit statuses {codes} {time.monotonic() - killed:.0f} s after the signal")
         output = command.outputs()
         assert (number == 0) == ("going on from step" not in output), output
@@ -51,10 +51,9 @@ def test_killed_one_by_one_and_gone_on_with_on_other_meshes(tmp_path, compilatio
             assert "told to stop, saved step" in output, output
         else:
             assert codes == [0] * processes, output
-    (ours, _), (theirs, _) = command.record(), whole.record()
-    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
-    for line, expected in zip(ours, theirs):
-        np.testing.assert_allclose(line["train/loss"], expected["train/loss"], rtol=1e-3)
+    ours, theirs = ({line["step"]: line["train/loss"] for line in one.record()[0] if "train/loss" in line} for one in (command, whole))
+    assert list(ours) == list(theirs) == list(range(1, LONG["tokenizer__training__steps"] + 1))
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-3)
 
 
 def test_several_processes_store_the_tokens_that_one_stores(tmp_path, tokenizer_run, compilation_cache, quick_compiler):
@@ -75,8 +74,8 @@ def test_several_processes_store_the_tokens_that_one_stores(tmp_path, tokenizer_
             assert [one.wait(timeout=TIMEOUT) for one in started] == [0, 0], command.outputs()
         (folder,) = (command.workdir / "data").glob("tokens_*")
         manifest = preparation.read_manifest(folder)
-        stored[name] = folder.name, [record["codes"] for split in ("train", "validation")
-                                     for record in token_cache.TokenSource(folder, split, manifest)]
+        splits = [token_cache.TokenSource(folder, split, manifest) for split in ("train", "validation")]
+        stored[name] = folder.name, [split[index]["codes"] for split in splits for index in range(len(split))]
         losses[name] = [line["train/loss"] for line in command.record()[0] if "train/loss" in line]
         data.check(command.config, command.workdir)
     assert stored["one"][0] == stored["two"][0] and len(stored["one"][1]) == len(stored["two"][1]) > 6

@@ -5,12 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from configs import base
 from mebt_jax import config as config_module
-from mebt_jax.tokenizer import fitting, quantizers
+from mebt_jax.tokenizer import fitting, losses, quantizers
 from mebt_jax.tokenizer.autoencoder import Tokenizer
 
 CONFIG = dataclasses.replace(config_module.from_config_dict(base.get_config()).tokenizer, compression=(2, 2, 2),
@@ -86,3 +87,23 @@ def test_the_official_network_starts_its_codes_at_features_of_one_batch():
 def test_enough_clips_for_the_mesh_to_share():
     assert fitting.clips_needed(512, 64, 16) == 1024 and fitting.clips_needed(16, 32, 8) == 64
     assert fitting.clips_needed(16_384, 8192, 6) == 6 and fitting.clips_needed(512, 10**6, 4) == 4
+
+
+@pytest.mark.slow
+def test_the_first_steps_do_not_undo_the_fit():
+    """Adam moves every weight by the whole learning rate; the network beside the shortcut must count for less than that."""
+    config = dataclasses.replace(CONFIG, hidden=64, codes=16)
+    video = jax.random.uniform(jax.random.key(3), (2, 2, 8, 8, 3), minval=-0.5, maxval=0.5)
+    tokenizer, codebook = fitted(config, video)
+    graphdef, params = nnx.split(tokenizer, nnx.Param)
+    optimizer = optax.adam(3e-4, 0.9, 0.95)
+
+    def step(carry, _):
+        params, moments = carry
+        (_, output), gradients = jax.value_and_grad(
+            lambda p: losses.tokenizer_loss(nnx.merge(graphdef, p), codebook, video, config), has_aux=True)(params)
+        updates, moments = optimizer.update(gradients, moments)
+        return (optax.apply_updates(params, updates), moments), output.metrics["l2"]
+
+    errors = jax.jit(lambda carry: jax.lax.scan(step, carry, length=5))((params, optimizer.init(params)))[1]
+    assert errors.max() < 1.05 * errors[0]
