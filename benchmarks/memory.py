@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not an install
 from mebt_jax.config import REMAT_POLICIES, Config, from_config_dict  # noqa: E402
 from mebt_jax.masking.capacities import StepShape, all_shapes  # noqa: E402
 from mebt_jax.masking.split import MaskDraw  # noqa: E402
+from mebt_jax.runtime.compilation import frugal_options  # noqa: E402
 from mebt_jax.runtime.optimizers import make_optimizer  # noqa: E402
 from mebt_jax.runtime.train_state import TrainState, new_state  # noqa: E402
 from mebt_jax.stages import transformer  # noqa: E402
@@ -81,7 +82,7 @@ def train_step(config: Config, shape: StepShape) -> tuple[jax.stages.Wrapped, Tr
     state = jax.eval_shape(lambda p: new_state(p, optimizer, ema=config.transformer.training.ema_decay > 0), params)
     step = functools.partial(transformer.train_step, graphdef=graphdef, optimizer=optimizer, config=config.transformer,
                              shape=shape)
-    return jax.jit(step, donate_argnums=0), state
+    return jax.jit(step, donate_argnums=0, compiler_options=frugal_options(jax.default_backend())), state
 
 
 def beyond_state(config: Config, shape: StepShape) -> int:

@@ -5,7 +5,7 @@
 `--only "train step, small"` measures one of the titles, and `--keep` holds what earlier calls found, to go on from.
 
 Paper size (width 1,024, 24 layers, 256 latents, 128x128): operations of the matrix products from the traced programs, and
-memory beyond weights, gradients, averages and moments from the compiler's analysis for this machine, float32, batch 1, `remat=block`; of
+memory beyond weights, gradients, averages and moments from the compiler's analysis for this machine, float32, batch 1, remat as in ucf128; of
 decoding in 160 passes as ucf128 does it, memory of a pass that predicts all tokens. Small (width 128, 6 layers, 64 latents): seconds
 on this machine, of decoding in 4 passes; attention of all tokens to all as far as its scores fit. The exponents are slopes of
 a straight line through the logarithms from 64 frames on (4,096 tokens), where the 256 latents no longer matter much; "from 16" is
@@ -215,7 +215,8 @@ def draw(results: dict[tuple[str, str, str], dict[int, float]], path: Path) -> N
         for kind, marker in zip(KINDS, "os"):
             found = results[title, unit, kind]
             slope = exponent(found, LONG)  # nan with fewer than two lengths
-            axes.plot(list(found), list(found.values()), marker=marker, label=kind + ("" if math.isnan(slope) else f", exponent {slope:.2f}"))
+            label = kind if math.isnan(slope) else f"{kind}, exponent {slope:.2f}"
+            axes.plot(list(found), list(found.values()), marker=marker, label=label)
         axes.set(xscale="log", yscale="log", title=title, xlabel="frames", ylabel=unit)
         axes.set_xticks(FRAMES, [str(one) for one in FRAMES], fontsize=7)
         axes.minorticks_off()

@@ -28,6 +28,7 @@ from configs import ucf128  # noqa: E402
 from mebt_jax.config import REMAT_POLICIES, Config, from_config_dict  # noqa: E402
 from mebt_jax.interop.transformer import transformer_from_official  # noqa: E402
 from mebt_jax.masking.capacities import StepShape, all_shapes  # noqa: E402
+from mebt_jax.runtime.compilation import frugal_options  # noqa: E402
 from mebt_jax.runtime.optimizers import make_optimizer  # noqa: E402
 from mebt_jax.runtime.train_state import new_state  # noqa: E402
 from mebt_jax.stages import transformer  # noqa: E402
@@ -45,7 +46,7 @@ class Ours:
         self.state = jax.block_until_ready(jax.device_put(new_state(params, optimizer, ema=True)))
         self.step = functools.cache(lambda shape: jax.jit(functools.partial(
             transformer.train_step, graphdef=graphdef, optimizer=optimizer, config=config.transformer, shape=shape),
-            donate_argnums=0))
+            donate_argnums=0, compiler_options=frugal_options(jax.default_backend())))
         self.gradients_kib = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) // 1024
 
     def train_step(self, contexts: int) -> dict[str, float]:

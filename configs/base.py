@@ -179,8 +179,9 @@ def get_config() -> ConfigDict:
     transformer.label_smoothing = 0.0
     # Targets whose logits exist at one time in training, per clip; the [M, V] array is never made.
     transformer.loss_block = 1024
-    # What the backward pass recomputes: "none", "block" (all inside a block), "dots" (all but matrix products).
-    transformer.remat = "block"
+    # What the backward pass recomputes, from most memory to least: "none", "dots" (all but the linear layers), "asking" (also keys
+    # and values), "block" (all inside a block).
+    transformer.remat = "asking"
     # Compute precision: "float32" or "bfloat16"; parameters, softmax, norms and loss stay float32.
     transformer.dtype = "bfloat16"
     # Workdir, checkpoint folder, or folder of the converter with a trained transformer to start from; with training.steps

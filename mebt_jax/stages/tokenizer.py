@@ -113,7 +113,8 @@ def run(config: Config, workdir: Path) -> None:
     # ---- loop -------------------------------------------------------------------------------------------------------
     meta = {"stage": STAGE, "config": config_lib.to_dict(config), "versions": checkpoints.versions()}
     state = loop.train(STAGE, directory, training, meta, state, batches, take_step=take_step, validate=validate,
-                       best_by="loss", profile=config.runtime.profile, keep_steps=[adversarial_config.start] if adversarial_config.on else [], warn=warn)
+                       best_by="loss", keep_steps=[adversarial_config.start] if adversarial_config.on else [], warn=warn,
+                       profile=config.runtime.profile)
     workdir_lib.mark_done(config, workdir, STAGE, step=training.steps,
                           tokenizer=tokenizer_hash(state.averaged, state.statistics))
 

@@ -20,6 +20,7 @@ from mebt_jax.errors import UserError
 from mebt_jax.masking.capacities import StepShape, all_shapes
 from mebt_jax.masking.split import MaskDraw, Split, draw_masking, split_tokens
 from mebt_jax.runtime import checkpoints, loop, mesh as mesh_lib, pictures, telemetry, workdir as workdir_lib
+from mebt_jax.runtime.compilation import frugal_options
 from mebt_jax.runtime.optimizers import make_optimizer
 from mebt_jax.runtime.train_state import TrainState, accumulated_gradients, apply_gradients, create_sharded, new_state
 from mebt_jax.sampling import decode, plan
@@ -136,7 +137,8 @@ def step_programs(config: Config, graphdef: nnx.GraphDef, optimizer: optax.Gradi
         telemetry.say(f"{STAGE}: compiling program {step_of.cache_info().misses} of at most {len(possible)}, {shape}")
         step = functools.partial(train_step, graphdef=graphdef, optimizer=optimizer, config=config.transformer, shape=shape)
         return jax.jit(mesh_lib.on_mesh(mesh, step), in_shardings=(shardings, batch, everywhere, batch, batch, everywhere),
-                       out_shardings=(shardings, everywhere), donate_argnums=0)
+                       out_shardings=(shardings, everywhere), donate_argnums=0,
+                       compiler_options=frugal_options(mesh.devices.flat[0].platform))
 
     return step_of
 

@@ -4,6 +4,7 @@ Latents, contexts and targets are three streams of tokens. A kind of block says 
 (paper section 3.2, Table 3 for `full`); parameters have the same shapes for every kind. `stack` runs blocks in order.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -39,6 +40,7 @@ class Block(nnx.Module):
         width, dtype = config.width, jnp.dtype(config.dtype)
         self.heads = config.heads
         self.flavour = config.flavour
+        self.remat = config.remat != "none"
         self.residual_dropout = config.residual_dropout
         self.attention_dropout = config.attention_dropout
         self.attention_norm = layer_norm(width, dtype, rngs)
@@ -83,8 +85,13 @@ class Block(nnx.Module):
         attended = checkpoint_name(self.output(heads.reshape(asking.shape)), "attended")
         x = constrain(residual + dropout(attended, self.residual_dropout, output_key), "batch", "tokens", None)
         hidden = checkpoint_name(constrain(self.mlp_in(self.mlp_norm(x)), "batch", "tokens", "hidden"), "hidden")
-        answer = checkpoint_name(self.mlp_out(jax.nn.gelu(hidden, approximate=False)), "answer")
+        answer = checkpoint_name(self.mlp_out(self._gelu(hidden)), "answer")
         return constrain(x + dropout(answer, self.residual_dropout, mlp_key), "batch", "tokens", None)
+
+    def _gelu(self, x: jax.Array) -> jax.Array:
+        gelu = functools.partial(jax.nn.gelu, approximate=False)
+        # Its gradient would keep two more arrays of the size of `x`, the largest of a step.
+        return jax.checkpoint(gelu)(x) if self.remat else gelu(x)
 
     def _split_heads(self, x: jax.Array, angles: jax.Array | None = None) -> jax.Array:
         heads = x.reshape(*x.shape[:2], self.heads, x.shape[-1] // self.heads)

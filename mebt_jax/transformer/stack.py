@@ -11,9 +11,11 @@ from mebt_jax.config import TransformerConfig
 from mebt_jax.runtime.mesh import gather
 from mebt_jax.transformer.blocks import WIRING, Block, apply_block
 
-# What the backward pass need not recompute; None is nothing. "dots" keeps the linear layers, not the attention scores,
-# whose size is that of queries times keys.
-REMAT_POLICIES = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+# What the backward pass need not recompute; None is nothing. "asking" keeps the linear layers of the tokens that ask, not the keys
+# and values of those that are asked, which take more memory for what they save (benchmarks/RESULTS.md). "dots" keeps all the linear
+# layers, not the attention scores, whose size is that of queries times keys.
+REMAT_POLICIES = {"block": None, "asking": jax.checkpoint_policies.save_only_these_names("query", "attended", "hidden", "answer"),
+                  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 def find_units(layers: tuple[str, ...]) -> tuple[tuple[tuple[str, ...], int], ...]:

@@ -45,8 +45,8 @@ def run(directory, on_step=lambda step: None, poison=None, profile=False):
         loss = jnp.float32(np.nan if step == poison else 0.1 * step)
         return state, {"loss": loss, "gradient_norm": jnp.float32(1.0)}
 
-    return loop.train("tokenizer", directory, TRAINING, {}, state, Counting(), take_step=take_step, best_by="loss", profile=profile,
-                      validate=lambda state, step: {"loss": float(state.params["w"])})
+    return loop.train("tokenizer", directory, TRAINING, {}, state, Counting(), take_step=take_step, best_by="loss",
+                      profile=profile, validate=lambda state, step: {"loss": float(state.params["w"])})
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def unrolled():
     return (params, tokens, valid, keys), *value_and_grad(params, tokens)
 
 
-@pytest.mark.parametrize("remat", ["none", "block", "dots"])
+@pytest.mark.parametrize("remat", ["none", "block", "asking", "dots"])
 def test_scan_and_remat_equal_the_plain_loop(remat):
     (params, tokens, valid, keys), loss, gradients = unrolled()
     config = dataclasses.replace(CONFIG, remat=remat)
