@@ -15,7 +15,6 @@ from mebt_jax.data import measured_clips
 from mebt_jax.data.measured_clips import ClipPerVideo
 from mebt_jax.metrics import (
     codes as code_metrics, extraction, neighbours, protocols, report, results, shapes_physics, statistics)
-from mebt_jax.metrics.frechet import frechet_distance
 from mebt_jax.metrics.protocols import ClipForm, Protocol
 from mebt_jax.metrics.results import Result, mean
 from mebt_jax.metrics.statistics import Estimate
@@ -27,6 +26,7 @@ from mebt_jax.stages.tokenizer import load_tokenizer
 from mebt_jax.stages.transformer import TokenizerOnMesh, TrainedTransformer, load_transformer
 
 STAGE = "evaluate"
+HELD_OUT = measured_clips.SPLITS["validation"]
 PICTURED_CLIPS = 4
 PHYSICS_CLIPS = 32  # of each kind, on which the physics of moving shapes is measured
 CLOSEST_CLIPS = 3  # generated clips that are shown beside the training clip nearest to them
@@ -103,27 +103,11 @@ def run(config: Config, workdir: Path) -> None:
 
 
 def tokenizer_numbers(held_out: MeasuredClips, train: MeasuredClips, num_codes: int) -> dict[str, Result]:
-    definitions = {
-        "psnr": "dB, peak 1: mean over held-out clips of the PSNR of each whole clip, uint8 against uint8",
-        "ssim": "mean over held-out clips, their frames and channels; Gaussian window 11, sigma 1.5",
-        "l1": "mean absolute difference of values in [0, 1] over held-out clips",
-        "lpips": "mean over held-out clips and their frames; VGG16, pixels in [-1, 1]",
-    }
-    found = {f"tokenizer/{name}": mean(held_out.measures[name], text) for name, text in definitions.items()
-             if name in held_out.measures}
-    found["tokenizer/train_psnr"] = mean(train.measures["psnr"], "dB, the same PSNR over training clips")
-
-    def usage(codes: np.ndarray) -> float:
-        return code_metrics.usage(code_metrics.count_codes(codes, num_codes))
-
-    def perplexity(codes: np.ndarray) -> float:
-        return code_metrics.perplexity(code_metrics.count_codes(codes, num_codes))
-
-    found["tokenizer/usage"] = of_codes(
-        usage, held_out, train, f"share of the {num_codes} codes that occur in the held-out clips", biased=None)
-    found["tokenizer/perplexity"] = of_codes(
-        perplexity, held_out, train, "exp(entropy) of the code frequencies of the held-out clips")
-    return found
+    found = evaluate_tokenizer.reconstruction_numbers(HELD_OUT, held_out)
+    found["train_psnr"] = mean(train.measures["psnr"], "dB, the same PSNR over training clips")
+    for name, (measure, biased, definition) in evaluate_tokenizer.code_measures(num_codes, HELD_OUT).items():
+        found[name] = of_codes(measure, held_out, train, definition, biased)
+    return {f"tokenizer/{name}": result for name, result in found.items()}
 
 
 def of_codes(measure: Callable[[np.ndarray], float], held_out: MeasuredClips, train: MeasuredClips, definition: str,
@@ -184,12 +168,7 @@ def distance_numbers(protocol: Protocol, generated: GeneratedClips, held_out: Me
         protocol, rebuilt[:count], real_rows[:count], other_rows[:count], form, "reconstructed", reals).items()
         if name.endswith(("frechet", "kernel"))}
     own = held_out.measures["frechet/real"]
-    paired = statistics.of_samples(lambda after, before: frechet_distance(after, before, protocol.unbiased),
-                                   held_out.measures["frechet/rebuilt"], own)
-    found["reconstructed/paired_frechet"] = Result(
-        dataclasses.replace(paired, real_floor=0.0, real_floor_count=len(own)),  # clips that come out as they went in
-        f"{protocol.measure} of held-out clips after the tokenizer and the same clips before it; on I3D features this is rFVD",
-        protocol.describe(len(own), form, 1, "held-out, each against itself"))
+    found["reconstructed/paired_frechet"] = evaluate_tokenizer.paired_frechet(HELD_OUT, held_out, HELD_OUT, protocol, form)
     share = neighbours.copied_share(fake, own, train.measures["frechet/real"])
     found["memorisation/close_share"] = Result(
         Estimate(share, len(fake), 1, (share * (1 - share) / len(fake))**0.5, real_floor=0.05, real_floor_count=len(own)),

@@ -22,12 +22,6 @@ from mebt_jax.stages.transformer import TokenizerOnMesh
 
 FOLDER = "evaluate_tokenizer"  # not the stage's: its results are made anew when there is a transformer
 WORST_CLIPS = 4  # of each split that are shown
-DEFINITIONS = {
-    "psnr": "dB, peak 1: mean over clips of the PSNR of each whole clip, uint8 against uint8",
-    "ssim": "mean over clips, their frames and channels; Gaussian window 11, sigma 1.5",
-    "l1": "mean absolute difference of values in [0, 1]",
-    "lpips": "mean over clips and their frames; VGG16, pixels in [-1, 1]",
-}
 
 Pair = tuple[np.ndarray, np.ndarray]  # real and reconstructed, uint8 [F, H, W, 3]
 
@@ -97,22 +91,43 @@ class WorstClips:
 
 def numbers(split: str, clips: MeasuredClips, text: str, protocol: Protocol, config: Config) -> dict[str, Result]:
     """How near reconstructions come to the clips of a split, which `text` describes, and how the codes are used there."""
-    found = {f"{split}/{name}": mean(clips.measures[name], definition) for name, definition in DEFINITIONS.items()
-             if name in clips.measures}
-    real, rebuilt = clips.measures[f"{COMPARED}/real"], clips.measures[f"{COMPARED}/rebuilt"]
-    if len(real) > 1:
+    found = reconstruction_numbers(split, clips)
+    if len(clips.measures[f"{COMPARED}/real"]) > 1:
         form = ClipForm(config.data.frames, config.data.resolution, config.data.frame_stride)
-        distance = statistics.of_samples(lambda after, before: frechet_distance(after, before, protocol.unbiased), rebuilt, real)
-        found[f"{split}/reconstruction_frechet"] = Result(
-            dataclasses.replace(distance, real_floor=0.0, real_floor_count=len(real)),  # clips that come out as they went in
-            f"{protocol.measure} of reconstructions and the same clips before; on I3D features this is rFVD",
-            protocol.describe(len(real), form, 1, f"{text}, each against itself"))
-    vocabulary = config.tokenizer.codes
-    for name, measure, biased, definition in (
-            ("usage", code_metrics.usage, None, f"share of the {vocabulary} codes that occur"),
-            ("dead_codes", code_metrics.dead, None, f"codes of {vocabulary} that never occur in {clips.codes.size} tokens"),
-            ("perplexity", code_metrics.perplexity, True, "exp(entropy) of the code frequencies")):
-        estimate = statistics.of_samples(lambda codes, of=measure: of(code_metrics.count_codes(codes, vocabulary)), clips.codes,
-                                         biased=biased)
-        found[f"{split}/{name}"] = Result(estimate, definition)
-    return found
+        found["reconstruction_frechet"] = paired_frechet(split, clips, text, protocol, form)
+    for name, (measure, biased, definition) in code_measures(config.tokenizer.codes, split).items():
+        found[name] = Result(statistics.of_samples(measure, clips.codes, biased=biased), definition)
+    return {f"{split}/{name}": result for name, result in found.items()}
+
+
+def reconstruction_numbers(split: str, clips: MeasuredClips) -> dict[str, Result]:
+    """Pixels, and LPIPS where it was measured."""
+    definitions = {
+        "psnr": f"dB, peak 1: mean over {split} clips of the PSNR of each whole clip, uint8 against uint8",
+        "ssim": f"mean over {split} clips, their frames and channels; Gaussian window 11, sigma 1.5",
+        "l1": f"mean absolute difference of values in [0, 1] over {split} clips",
+        "lpips": f"mean over {split} clips and their frames; VGG16, pixels in [-1, 1]",
+    }
+    return {name: mean(clips.measures[name], text) for name, text in definitions.items() if name in clips.measures}
+
+
+def paired_frechet(split: str, clips: MeasuredClips, text: str, protocol: Protocol, form: ClipForm) -> Result:
+    """Distance of features before and after the tokenizer, of the same clips, which `text` describes."""
+    real, rebuilt = clips.measures[f"{COMPARED}/real"], clips.measures[f"{COMPARED}/rebuilt"]
+    distance = statistics.of_samples(lambda after, before: frechet_distance(after, before, protocol.unbiased), rebuilt, real)
+    return Result(
+        dataclasses.replace(distance, real_floor=0.0, real_floor_count=len(real)),  # clips that come out as they went in
+        f"{protocol.measure} of {split} clips after the tokenizer and the same clips before it; on I3D features this is rFVD",
+        protocol.describe(len(real), form, 1, f"{text}, each against itself"))
+
+
+def code_measures(vocabulary: int, split: str) -> dict[str, tuple[Callable[[np.ndarray], float], bool | None, str]]:
+    """By name: a number of codes [n, T, H, W], whether few clips bias it (None: unknown), and its definition."""
+    def of_counts(measure: Callable[[np.ndarray], float]) -> Callable[[np.ndarray], float]:
+        return lambda codes: measure(code_metrics.count_codes(codes, vocabulary))
+
+    return {
+        "usage": (of_counts(code_metrics.usage), None, f"share of the {vocabulary} codes that occur in the {split} clips"),
+        "dead_codes": (of_counts(code_metrics.dead), None, f"codes of {vocabulary} that never occur in the {split} clips"),
+        "perplexity": (of_counts(code_metrics.perplexity), True, f"exp(entropy) of the code frequencies of the {split} clips"),
+    }

@@ -6,15 +6,18 @@ import signal
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from tiny_config import tiny_config
 from training_runs import LONG_TOKENIZER, OPPOSED_TOKENIZER, Command
 
 from mebt_jax.config import from_config_dict
 from mebt_jax.errors import UserError
+from mebt_jax.interop import folders
 from mebt_jax.runtime import checkpoints, mesh as mesh_lib
 from mebt_jax.runtime.train_state import create_sharded
 from mebt_jax.stages import data, tokenizer as stage
+from mebt_jax.tokenizer import perceptual
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -111,6 +114,24 @@ def test_a_tokenizer_of_other_sizes_is_refused(tokenizer_run, tmp_path):
     config = from_config_dict(tiny_config(tokenizer__checkpoint=str(tokenizer_run.workdir), tokenizer__codes=32))
     with pytest.raises(UserError, match=r"has codes 16, but config\.tokenizer\.codes is 32"):
         stage.run(config, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_with_lpips_reads_its_weights_and_pays_for_the_distance(tmp_path, monkeypatch):
+    monkeypatch.setattr(perceptual, "WIDTHS", (4,) * 5)
+    folders.save_network(tmp_path / "weights", "lpips", nnx.state(perceptual.LPIPS(rngs=nnx.Rngs(0))), {})
+    overrides = {"mesh__data": 1, "tokenizer__perceptual_weight": 4.0}
+    config = from_config_dict(tiny_config(**overrides, tokenizer__lpips=str(tmp_path / "weights")))
+    data.run(config, tmp_path / "run")
+    with pytest.raises(UserError, match=r"weights of LPIPS are not here: fetch .* pass --config\.tokenizer\.lpips=DIR"):
+        stage.run(from_config_dict(tiny_config(**overrides)), tmp_path / "run")
+    stage.run(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "tokenizer" / "metrics.jsonl").read_text().splitlines()]
+    for line in (line for line in lines if "train/loss" in line):
+        terms = {"l1": 4.0, "commitment": 0.25, "perceptual": 4.0}
+        assert line["train/perceptual"] > 0
+        assert line["train/loss"] == pytest.approx(sum(weight * line[f"train/{name}"] for name, weight in terms.items()), rel=1e-4)
+    assert any(line.get("validation/perceptual", 0.0) > 0 for line in lines)
 
 
 @pytest.mark.slow
