@@ -162,10 +162,9 @@ def find_inputs(path: str) -> list[Video]:
     Raises:
         UserError: there are none.
     """
-    where = Path(path)
+    where = Path(path)  # a video is named in the manifest as one would open it: by the path as it was given
     if where.is_file():
-        return [Video(where.name, (where,))]
-    # Paths as they were given: a video is named in the manifest as one would open it.
+        return [Video(path, (where,))]
     found = [dataclasses.replace(video, name=os.path.join(path, video.name)) for video in video_files.find_videos(where)]
     if not found:
         raise UserError(f"config.sample.input is {path!r}, but there is no video; give a video file or a folder of videos.")
