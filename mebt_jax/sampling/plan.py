@@ -14,9 +14,9 @@ from mebt_jax.masking.schedules import masked_count
 BOOTSTRAP, DRAFT, REMASK, REVISE = KINDS = ("bootstrap", "draft", "remask", "revise")
 # Draft passes shrink their target sets step by step. More programs mean less padding, but each takes seconds to compile and
 # stays in memory with 30 MiB. With 8 the padding of 32 cosine steps is 5 % of the targets. Clips of 16 frames (1,024 tokens) have
-# 4, and all their operations are 4 % more than with 8.
+# 3, and all their operations are 6 % more than with 8.
 DRAFT_PROGRAMS = 8
-TOKENS_PER_PROGRAM = 256
+TOKENS_PER_PROGRAM = 340
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mebt_jax.runtime import workdir as workdir_lib
 from mebt_jax.stages import data
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 240
+TIMEOUT = 600  # seconds; a busy machine takes ten times as long as one at rest
 LONG_TOKENIZER = {"tokenizer__training__steps": 40, "tokenizer__training__validate_every": 1000}
 # Every part of the training: without discriminators, they alone, and all together.
 OPPOSED_TOKENIZER = LONG_TOKENIZER | {

@@ -14,6 +14,13 @@ from mebt_jax.transformer import cached
 SLOTS, KNOWN = POSITIONS, 7
 
 
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def fill(graphdef, params, positions, codes):
     """A cache filled in pieces: all tokens wrong at first, then rightly, some of them one by one and out of order."""
     @jax.jit
