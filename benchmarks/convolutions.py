@@ -5,6 +5,7 @@
 
 Prints, for each input size, kernel and formulation, the fastest of several runs, the arithmetic rate and the scratch memory; or
 the FLOPs, bytes and scratch memory that the TPU compiler reports, in bfloat16. The tokenizer uses "taps" on CPU and "3d" elsewhere.
+"taps" is a loop, of which the TPU compiler counts one turn: "taps, unpadded" is the same without a loop.
 """
 
 import os

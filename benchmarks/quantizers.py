@@ -1,6 +1,6 @@
 """Trains the four quantizers with the same number of codes on the same clips, and prints what each makes of them.
 
-    python -m benchmarks.quantizers [--folder DIR] [--steps N] [--kinds ema fsq] [--rate R] [--entropy-weight W]
+    python -m benchmarks.quantizers [--folder DIR] [--steps N] [--batch B] [--kinds ema fsq] [--rate R] [--entropy-weight W]
 
 Without --folder on the moving shapes of configs/demo.py (512 codes), with it on real clips by configs/folder.py (4096 codes). All
 kinds see the same batches in the same order. "Spread" is the standard deviation of a step's PSNR over the last third of the steps:
@@ -36,6 +36,7 @@ def settings(options: argparse.Namespace, kind: str, workdir: Path) -> ConfigDic
     config.tokenizer.update(KINDS[kind][bool(options.folder)])
     training = config.tokenizer.training
     training.steps = options.steps or training.steps
+    training.batch_size = options.batch or training.batch_size
     training.learning_rate = options.rate or training.learning_rate
     config.tokenizer.entropy_weight = options.entropy_weight or config.tokenizer.entropy_weight
     training.log_every = 1
@@ -47,12 +48,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default="", help="videos to train on")
     parser.add_argument("--steps", type=int, default=0, help="of training; 0: as the config says")
+    parser.add_argument("--batch", type=int, default=0, help="clips per step; 0: as the config says")
     parser.add_argument("--rate", type=float, default=0.0, help="learning rate; 0: as the config says")
     parser.add_argument("--entropy-weight", type=float, default=0.0, help="of lfq; 0: as the config says")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     options = parser.parse_args()
 
-    curves, ends = {}, {}
+    print("kind      steps x clips  held-out dB  training dB  spread dB   use  perplexity  dead", flush=True)
     with tempfile.TemporaryDirectory() as name:
         for kind in options.kinds:
             workdir = Path(name) / kind
@@ -60,17 +62,13 @@ def main() -> None:
             data.run(config, workdir)
             tokenizer.run(config, workdir)
             records = telemetry.read_metrics(workdir / "tokenizer" / "metrics.jsonl")
-            curves[kind] = np.array([record["train/psnr"] for record in records if "train/psnr" in record])  # [steps], dB
-            ends[kind] = {name: value for record in records for name, value in record.items() if name.startswith("validation/")}
-
-    third = len(curves[options.kinds[0]]) // 3
-    print(f"\n{config.tokenizer.codes} codes, {3 * third} steps of {config.tokenizer.training.batch_size} clips")
-    print("kind      held-out dB  training dB  spread dB   use  perplexity  dead")
-    for kind, curve in curves.items():
-        value = {name.removeprefix("validation/"): number for name, number in ends[kind].items()}
-        last = curve[-third:]
-        print(f"{kind:10s}{value['psnr']:11.2f}{last.mean():13.2f}{last.std():11.3f}{100 * value['usage']:5.0f}%"
-              f"{value['perplexity']:12.1f}{100 * value['dead']:5.1f}%")
+            curve = np.array([record["train/psnr"] for record in records if "train/psnr" in record])  # [steps], dB
+            last = curve[-(len(curve) // 3):]
+            value = {name.removeprefix("validation/"): number for record in records for name, number in record.items()
+                     if name.startswith("validation/")}
+            training = config.tokenizer.training
+            print(f"{kind:10s}{training.steps:5d} x {training.batch_size:5d}{value['psnr']:13.2f}{last.mean():13.2f}{last.std():11.3f}"
+                  f"{100 * value['usage']:5.0f}%{value['perplexity']:12.1f}{100 * value['dead']:5.1f}%", flush=True)
 
 
 if __name__ == "__main__":
