@@ -70,6 +70,7 @@ def main() -> None:
 
     modules.eval()
     codes = encode()
+    reset_peak()
     before = memory_kib("VmRSS")
     for name, work in (("encode", encode), ("decode", decode), ("train", train)):
         modules.train(name == "train")

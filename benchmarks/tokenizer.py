@@ -47,6 +47,7 @@ def measure_ours(config: Config, runs: int) -> None:
     decode = compiled(functools.partial(transformer.decode_clips, graphdef=graphdef), params, state.statistics, codes)
     step = functools.partial(stage.train_step, parts=parts, config=settings)
     train = jax.jit(step, donate_argnums=0).lower(state, video, key).compile(compiler_options=frugal_options(jax.default_backend()))
+    reset_peak()
     before, kept = memory_kib("VmRSS"), (params, state.statistics)
 
     def trained() -> Any:
