@@ -1,35 +1,37 @@
 """Training in bfloat16 ends where training in float32 does: the demo, smaller and shorter."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from configs import demo
-from mebt_jax.config import from_config_dict
 from mebt_jax.runtime import telemetry
-from mebt_jax.stages import data, tokenizer, transformer
+
+ROOT = Path(__file__).parents[2]
+# Validation and checkpoints but at the end are left out.
+SMALL = {"data.resolution": 32, "tokenizer.compression": "(4,8,8)", "tokenizer.patch": "(4,8,8)", "tokenizer.codes": 64,
+         "tokenizer.training.steps": 20, "tokenizer.training.warmup_steps": 20, "tokenizer.training.validate_every": 1000,
+         "tokenizer.training.checkpoint_every": 1000, "transformer.width": 64, "transformer.training.steps": 300,
+         "transformer.training.batch_size": 16, "transformer.training.validate_every": 1000,
+         "transformer.training.checkpoint_every": 1000}
 
 
-def small_demo(dtype="float32", checkpoint=""):
-    config = demo.get_config()
-    config.data.resolution = 32
-    config.tokenizer.compression = config.tokenizer.patch = (4, 8, 8)
-    config.tokenizer.codes, config.tokenizer.checkpoint = 64, str(checkpoint)
-    config.tokenizer.training.steps = config.tokenizer.training.warmup_steps = 20
-    config.transformer.dtype, config.transformer.width = dtype, 64
-    config.transformer.training.steps, config.transformer.training.batch_size = 300, 16
-    for training in (config.tokenizer.training, config.transformer.training):
-        training.validate_every = training.checkpoint_every = 1000  # but for the end
-    return from_config_dict(config)
+def run(workdir: Path, *stages: str, **fields):
+    fields = SMALL | {name.replace("__", "."): value for name, value in fields.items()}
+    for stage in stages:
+        subprocess.run([sys.executable, "-m", "mebt_jax.main", "--config=configs/demo.py", f"--workdir={workdir}",
+                        f"--stage={stage}", *(f"--config.{name}={value}" for name, value in fields.items())],
+                       cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, check=True)
 
 
 @pytest.mark.slow
 def test_bfloat16_reaches_the_loss_of_float32(tmp_path):
-    config = small_demo()
-    data.run(config, tmp_path)
-    tokenizer.run(config, tmp_path)
+    run(tmp_path, "data", "tokenizer")
     nll = {}
     for dtype in ("float32", "bfloat16"):
-        data.run(small_demo(dtype), tmp_path / dtype)
-        transformer.run(small_demo(dtype, checkpoint=tmp_path), tmp_path / dtype)
+        run(tmp_path / dtype, "data", "tokenizer", "transformer", transformer__dtype=dtype, tokenizer__checkpoint=tmp_path)
         (nll[dtype],) = (record["validation/nll"] for record in telemetry.read_metrics(tmp_path / dtype / "transformer" / "metrics.jsonl")
                          if "validation/nll" in record)
     print(nll)

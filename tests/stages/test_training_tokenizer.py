@@ -68,6 +68,7 @@ def test_accumulation_takes_the_same_step():
     np.testing.assert_allclose(other.statistics.embeddings, state.statistics.embeddings, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_and_killed_ends_like_one_that_was_not(tokenizer_run, compilation_cache, tmp_path):
     assert stopped_and_killed(tmp_path, compilation_cache, LONG_TOKENIZER).record() == tokenizer_run.record()
 
