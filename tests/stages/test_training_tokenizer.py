@@ -47,8 +47,8 @@ ADVERSARIAL = {f"tokenizer__adversarial__{name}": value for name, value in {
     "frame_weight": 1.0, "clip_weight": 1.0, "channels": 8, "layers": 1, "start": 0, "warmup": 0, "ramp": 2}.items()}
 
 
-@pytest.mark.parametrize("overrides", [pytest.param({}, id="plain"),
-                                       pytest.param(ADVERSARIAL, id="adversarial", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [pytest.param({}, id="plain"), pytest.param(ADVERSARIAL, id="adversarial")])
 def test_losses_do_not_depend_on_the_mesh_and_parameters_really_split(overrides):
     single, _ = train(3, mesh__data=1, **overrides)
     losses, state = train(3, mesh__data=2, mesh__fsdp=4, **overrides)
