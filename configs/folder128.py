@@ -2,8 +2,8 @@
 
     python -m mebt_jax.main --config=configs/folder128.py --config.data.path=DIR
 
-DIR as in configs/folder.py, from which all else comes. The steps are meant for a handful of scenes and an hour of 2 CPU cores. On a
-GPU set config.tokenizer.adversarial.frame_weight and clip_weight to 1: discriminators sharpen what squared errors blur.
+DIR as in configs/folder.py, from which all else comes. The steps are meant for a handful of scenes and an hour of 2 CPU cores, where
+the whole run has not been timed yet. On a GPU set config.tokenizer.adversarial.frame_weight and clip_weight to 1: discriminators sharpen what squared errors blur.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.tokenizer.training.batch_size = 4
     config.tokenizer.training.validate_every = 100
     config.tokenizer.training.checkpoint_every = 100
-    config.tokenizer.adversarial.start = 500
+    config.tokenizer.adversarial.start = 500  # for those who turn them on
 
     config.transformer.training.batch_size = 2
     return config
