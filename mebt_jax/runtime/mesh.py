@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -149,6 +150,20 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     names = [None if axis is None else ACTIVATIONS[axis] for axis in axes]
     fitting = [name if name is not None and size >= _devices(mesh, name) else None for name, size in zip(names, x.shape)]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*fitting))
+
+
+def copies(x: jax.Array, across: Sequence[str], *axes: str | None) -> jax.Array:
+    """`x` once for each part that the axes `across` are split into, [*parts, *x.shape], so that every device has its own.
+
+    In a loop the gradient of an array that devices share is summed over them in every turn; that of copies once, after the last.
+
+    Args:
+        across: axes of ACTIVATIONS.
+        axes: those of `x`, as in `constrain`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = [1 if mesh.empty else _devices(mesh, ACTIVATIONS[axis]) for axis in across]
+    return constrain(jnp.broadcast_to(x, (*parts, *x.shape)), *across, *axes)
 
 
 def gather(params: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import pytest
 from flax import nnx
 from tiny_config import tiny_config
 
+from mebt_jax.aot.traffic import read_traffic
 from mebt_jax.config import from_config_dict
 from mebt_jax.masking.capacities import all_shapes
 from mebt_jax.masking.split import Split, draw_masking
@@ -113,16 +113,9 @@ def test_samples_are_those_of_one_device(axes, order):
     np.testing.assert_array_equal(samples(axes, order), samples(ONE, order))
 
 
-def collective_bytes(text):
-    """Bytes that the collectives of a compiled program produce on each device; the body of a loop counts once."""
-    sizes = {"f32": 4, "s32": 4, "u32": 4, "pred": 1}
-    calls = re.findall(r"= (.*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", text)
-    return sum(sizes[kind] * math.prod(int(size) for size in shape.split(",") if size)
-               for call in calls for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", call))
-
-
-def bytes_of_loss_and_gradients(layers, tokens, axes):
-    config = config_on(axes, transformer__layers=layers, transformer__loss_block=1024, data__frames=64)
+def bytes_of_loss_and_gradients(layers, tokens, axes, loss_block=1024):
+    """What a device sends, every turn of a loop."""
+    config = config_on(axes, transformer__layers=layers, transformer__loss_block=loss_block, data__frames=64)
     mesh = mesh_lib.make_mesh(config.mesh)
     graphdef, params = transformer_stage.abstract_transformer(config)
     shardings = mesh_lib.state_sharding(params, mesh, config.runtime.fsdp_min_elements)
@@ -136,13 +129,18 @@ def bytes_of_loss_and_gradients(layers, tokens, axes):
 
     program = jax.jit(mesh_lib.on_mesh(mesh, loss_and_gradients), in_shardings=(shardings, batch),
                       out_shardings=(everywhere, shardings))
-    return collective_bytes(program.lower(params, split).compile().as_text())
+    return sum(read_traffic(program.lower(params, split).compile().as_text()).sent.values())
 
 
 def test_what_the_devices_send_each_other_does_not_grow_with_the_tokens():
     axes = (1, 1, 4, 1)
     few, many = (bytes_of_loss_and_gradients(("encode", "update", "decode"), tokens, axes) for tokens in (64, 128))
     assert 0 < few == many
+
+
+def test_the_gradient_of_the_head_is_summed_over_devices_once_not_for_every_block():
+    one, eight = (bytes_of_loss_and_gradients(("encode", "decode"), 128, (2, 1, 4, 1), loss_block) for loss_block in (128, 16))
+    assert one <= eight < 1.05 * one
 
 
 @pytest.mark.slow
