@@ -43,6 +43,7 @@ fi
 [ $# -gt 1 ] || fail "give the flags of mebt_jax.main after --, such as -- --config=configs/ucf128.py --workdir=SHARED"
 shift
 [[ " $* " == *" --workdir="* ]] || fail "--workdir is missing among the flags; give a folder that every host sees"
+git -C "$root" rev-parse 2>/dev/null || fail "$root is not a git checkout, so what to send to the hosts is not known; git clone the project"
 if [ -z "$runtime" ]; then
     case $type in
         v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
@@ -92,7 +93,7 @@ install() {
     local package
     package=$(mktemp -d)/mebt_jax.tar.gz
     (cd "$root" && git ls-files -z --cached --others --exclude-standard |
-        while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done | tar czf "$package" --null -T -)
+        while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done | tar czf "$package" --null -T -) || return
     run gcloud compute tpus tpu-vm scp "$package" "$name:mebt_jax.tar.gz" "${place[@]}" --worker=all || return
     rm -r "$(dirname "$package")"
     # uv brings a Python that is new enough; the images have 3.10.

@@ -106,6 +106,12 @@ def test_an_error_of_the_user_is_not_tried_again(tools):
     assert status == 2 and verbs(calls) == ["describe", "scp", "ssh", "ssh"] and "Unknown config field" in output
 
 
+def test_a_copy_without_git_is_refused_before_a_slice_is_asked_for(tools, tmp_path):
+    shutil.copytree(LAUNCH, tmp_path / "copy" / "launch")
+    status, output, calls = tools(tmp_path / "copy" / "launch" / "tpu_pod.sh", [*POD, *RUN])
+    assert status == 2 and "git clone" in output and not calls
+
+
 def test_a_slice_is_deleted_on_request(tools):
     status, _, calls = tools("tpu_pod.sh", [*POD, "--delete"])
     assert status == 0
