@@ -35,9 +35,11 @@ class MetricsLog:
         if jax.process_index() == 0:
             directory.mkdir(parents=True, exist_ok=True)
             self.kept = [record for record in read_metrics(self.path) if record["step"] <= step]
-            self._file = open(self.path, "w", encoding="utf-8")
-            self._file.writelines(json.dumps(record) + "\n" for record in self.kept)
-            self._file.flush()
+            # Replaced in one operation: a kill at this moment must not lose the lines that are there.
+            kept = self.path.with_suffix(".kept")
+            kept.write_text("".join(json.dumps(record) + "\n" for record in self.kept), encoding="utf-8")
+            kept.replace(self.path)
+            self._file = open(self.path, "a", encoding="utf-8")
             self._tensorboard = _tensorboard_writer(directory / "tensorboard")
 
     def __enter__(self) -> "MetricsLog":
