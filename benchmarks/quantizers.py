@@ -1,13 +1,16 @@
 """Trains the four quantizers with the same number of codes on the same clips, and prints what each makes of them.
 
     python -m benchmarks.quantizers [--folder DIR] [--steps N] [--batch B] [--kinds ema fsq] [--rate R] [--entropy-weight W]
+                                    [--seeds 0 1 2]
 
-Without --folder on the moving shapes of configs/demo.py (512 codes), with it on real clips by configs/folder.py (4096 codes). All
-kinds see the same batches in the same order. "Spread" is the standard deviation of a step's PSNR over the last third of the steps:
-part of it is the difference of the batches, which is that of all kinds; what is more is unrest.
+Without --folder on the moving shapes of configs/demo.py (512 codes), with it on real clips by configs/folder.py (4096 codes). With
+one seed all kinds see the same batches in the same order; another seed draws other weights, codes and batches. "Spread" is the
+standard deviation of a step's PSNR over the last third of the steps: part of it is the difference of the batches, which is that of
+all kinds; what is more is unrest.
 """
 
 import argparse
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -28,8 +31,9 @@ KINDS = {
 }
 
 
-def settings(options: argparse.Namespace, kind: str, workdir: Path) -> ConfigDict:
+def settings(options: argparse.Namespace, kind: str, seed: int, workdir: Path) -> ConfigDict:
     config = folder.get_config() if options.folder else demo.get_config()
+    config.runtime.seed = config.data.seed = seed
     config.data.path = options.folder
     config.data.prepared_dir = str(workdir / "records")
     config.tokenizer.quantizer = kind
@@ -52,13 +56,14 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.0, help="learning rate; 0: as the config says")
     parser.add_argument("--entropy-weight", type=float, default=0.0, help="of lfq; 0: as the config says")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     options = parser.parse_args()
 
-    print("kind      steps x clips  held-out dB  training dB  spread dB   use  perplexity  dead", flush=True)
+    print("kind      seed  steps x clips  held-out dB  training dB  spread dB   use  perplexity  dead", flush=True)
     with tempfile.TemporaryDirectory() as name:
-        for kind in options.kinds:
-            workdir = Path(name) / kind
-            config = from_config_dict(settings(options, kind, Path(name)))
+        for kind, seed in itertools.product(options.kinds, options.seeds):
+            workdir = Path(name) / f"{kind}_{seed}"
+            config = from_config_dict(settings(options, kind, seed, Path(name)))
             data.run(config, workdir)
             tokenizer.run(config, workdir)
             records = telemetry.read_metrics(workdir / "tokenizer" / "metrics.jsonl")
@@ -67,8 +72,8 @@ def main() -> None:
             value = {name.removeprefix("validation/"): number for record in records for name, number in record.items()
                      if name.startswith("validation/")}
             training = config.tokenizer.training
-            print(f"{kind:10s}{training.steps:5d} x {training.batch_size:5d}{value['psnr']:13.2f}{last.mean():13.2f}{last.std():11.3f}"
-                  f"{100 * value['usage']:5.0f}%{value['perplexity']:12.1f}{100 * value['dead']:5.1f}%", flush=True)
+            print(f"{kind:10s}{seed:4d}{training.steps:7d} x {training.batch_size:5d}{value['psnr']:13.2f}{last.mean():13.2f}"
+                  f"{last.std():11.3f}{100 * value['usage']:5.0f}%{value['perplexity']:12.1f}{100 * value['dead']:5.1f}%", flush=True)
 
 
 if __name__ == "__main__":
