@@ -15,7 +15,7 @@ from mebt_jax.tokenizer import quantizers
 from mebt_jax.tokenizer.autoencoder import Tokenizer
 from mebt_jax.tokenizer.quantizers import Codebook
 
-FEATURES_PER_CODE, MOST_FEATURES = 128, 65_536  # tokens to fit to; the clips that hold them are `clips_needed`
+FEATURES_PER_CODE, MOST_FEATURES = 128, 196_608  # tokens to fit to; the clips that hold them are `clips_needed`
 SEEDS = 16_384  # of these, how many the first centres are drawn from
 ROUNDS = 20  # of k-means
 
