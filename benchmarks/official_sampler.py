@@ -127,7 +127,8 @@ def import_transformer(checkout: Path) -> type:
 
     lightning = types.ModuleType("pytorch_lightning")
     lightning.LightningModule = type("LightningModule", (torch.nn.Module,), {
-        "save_hyperparameters": lambda self: None, "log": lambda self, *_, **__: None, "global_step": 0, "device": property(lambda self: next(self.parameters()).device)})
+        "save_hyperparameters": lambda self: None, "log": lambda self, *_, **__: None, "global_step": 0,
+        "device": property(lambda self: next(self.parameters()).device)})
     download = types.ModuleType("mebt.download")
     download.load_vqgan = None
     sys.modules |= {"pytorch_lightning": lightning, "mebt.download": download}

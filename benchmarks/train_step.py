@@ -4,8 +4,8 @@
 
 CHECKOUT is a checkout of github.com/Ugness/MeBT, PYTHON an interpreter with torch, numpy and einops. Both programs have the same
 weights, predict the same number of targets from as many contexts, and take whole steps in turn: loss, accuracy, gradients, AdamW, and
-ours its clipping and averages too. The least time of each counts, without compilation: by the clock, and of the processor, which other programs
-hardly change. Memory is the peak of the process beyond weights, gradients, averages and moments. Float32; dropout is off.
+ours its clipping and averages too. The least time of each counts, without compilation: by the clock, and of the processor, which
+other programs hardly change. Memory is the peak of the process beyond weights, gradients, averages and moments. Float32; dropout is off.
 """
 
 import argparse
@@ -59,7 +59,8 @@ class Ours:
         reset_peak()
         before, start, processor = memory_kib("VmRSS"), time.perf_counter(), time.process_time()
         self.state, metrics = jax.block_until_ready(self.step(shape)(self.state, *arguments))
-        return {"seconds": time.perf_counter() - start, "processor": time.process_time() - processor, "peak_kib": memory_kib("VmHWM") - before - self.gradients_kib,
+        return {"seconds": time.perf_counter() - start, "processor": time.process_time() - processor,
+                "peak_kib": memory_kib("VmHWM") - before - self.gradients_kib,
                 "loss": float(metrics["loss"])}
 
 
@@ -120,7 +121,8 @@ def measure(config: Config, options: argparse.Namespace) -> None:
         for name, steps in taken.items():
             peak = max(one["peak_kib"] for one in steps[1:]) / 2**20
             print(f"  {name:9s} {seconds[name]:7.2f} s, {seconds[name] / seconds['official']:.2f} of the official time; of the "
-                  f"processor {processor[name]:.2f} s, {processor[name] / processor['official']:.2f}; {peak:.2f} GiB beyond weights, gradients and moments; loss of the first {steps[0]['loss']:.4f}", flush=True)
+                  f"processor {processor[name]:.2f} s, {processor[name] / processor['official']:.2f}; {peak:.2f} GiB beyond weights, "
+                  f"gradients and moments; loss of the first {steps[0]['loss']:.4f}", flush=True)
 
 
 if __name__ == "__main__":

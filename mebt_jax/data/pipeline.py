@@ -160,7 +160,8 @@ def validation_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """At most `num_batches` batches of held-out clips, the same at every call: the middle window of each record.
 
-    They are drawn over the whole set, since its first records may all be of one class. The clips that do not fill a last batch are left out; where there is less than one batch, it is filled by repeating them.
+    They are drawn over the whole set, since its first records may all be of one class. The clips that do not fill a last batch are
+    left out; where there is less than one batch, it is filled by repeating them.
     A mixture has as many clips as its sources together, taken by the weights, where the clips of one may come again. As many
     batches of images follow, at most.
 

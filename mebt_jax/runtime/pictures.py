@@ -100,7 +100,8 @@ def curves(path: Path, records: Sequence[Mapping[str, object]], title: str = "",
     panels: dict[str, dict[str, list[tuple[float, float, float]]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         for name, value in record.items():
-            if name != "step" and not name.endswith(ERROR) and "step" in record and isinstance(value, (int, float)) and not isinstance(value, bool):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if number and name != "step" and not name.endswith(ERROR) and "step" in record:
                 panel = "/".join(part for part in name.split("/") if part not in SERIES)
                 panels[panel][name].append((float(record["step"]), float(value), float(record.get(name + ERROR, 0))))
     if not panels:
