@@ -1,5 +1,7 @@
 """Cross-entropy over the targets without ever holding all their logits (design: never a whole logits array)."""
 
+import functools
+
 import einops
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from mebt_jax.transformer.model import MeBT
 
 @struct.dataclass
 class LossOutput:
-    """Means over the valid targets of the whole batch, float32 scalars."""
+    """Means over the valid targets of the whole batch, float32 scalars; the loss alone has a gradient."""
 
     loss: jax.Array  # what training minimises, label smoothing included
     nll: jax.Array  # negative log-likelihood in nats per token
@@ -30,11 +32,11 @@ def masked_cross_entropy(
     """Mean cross-entropy of the valid targets; logits exist for at most `block` targets per clip at one time.
 
     Args:
-        model: gives `logits`.
+        model: gives the head.
         hidden: [B, M, D], output of the model.
         target_codes: [B, M] int32.
         target_valid: [B, M] bool; padding counts nowhere, and without any valid target everything is 0.
-        block: targets per clip whose logits are made together, in the forward and again in the backward pass.
+        block: targets per clip whose logits are made together, and with them their gradient.
         label_smoothing: share of the target probability spread over all V codes (as torch's cross_entropy does).
 
     Note: official transformer.py:723-730 divides the sum by all masked tokens (avg_loss = 1). That is this mean, unless a
@@ -42,21 +44,58 @@ def masked_cross_entropy(
     """
     # In float32: the gradients of all blocks are added up in this type.
     kernels = copies(model.head.kernel[...], ("batch", "tokens"), None, "codes")  # [a, s, D, V]
-
-    @jax.checkpoint
-    def add_block(sums, inputs):
-        hidden, codes, valid = inputs  # [B, m, D], [B, m], [B, m]
-        logits = _logits_by_copies(hidden, kernels, model.dtype)  # [B, m, V]
-        nll, log_total = negative_log_likelihood(logits, codes)
-        smooth = log_total - jnp.mean(logits, axis=-1)  # cross-entropy against the uniform distribution
-        loss = (1.0 - label_smoothing) * nll + label_smoothing * smooth
-        right = jnp.argmax(logits, axis=-1) == codes
-        return sums + jnp.stack([jnp.sum(jnp.where(valid, term, 0.0)) for term in (loss, nll, right)]), None
-
     blocks = in_blocks(block, hidden, target_codes, target_valid, multiple=kernels.shape[1])
-    sums, _ = jax.lax.scan(add_block, jnp.zeros(3), blocks)
+    sums = _sum_over_blocks(*blocks, kernels, model.dtype, label_smoothing)
     loss, nll, accuracy = sums / jnp.maximum(jnp.sum(target_valid), 1)
-    return LossOutput(loss=loss, nll=nll, accuracy=accuracy)
+    return LossOutput(loss=loss, nll=jax.lax.stop_gradient(nll), accuracy=jax.lax.stop_gradient(accuracy))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _sum_over_blocks(hidden: jax.Array, codes: jax.Array, valid: jax.Array, kernels: jax.Array, dtype: jnp.dtype,
+                     label_smoothing: float) -> jax.Array:
+    """Sums [3] of loss, nll and right answers over blocks [n, B, m, D], [n, B, m], [n, B, m]; the first alone has a gradient.
+
+    The gradient is made block by block on the way forward, while the logits are there: on the way back they would have to be made
+    again, a third more work for the head.
+    """
+    def add(sums: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        return sums + _block_sums(*block, kernels, dtype, label_smoothing), None
+
+    return jax.lax.scan(add, jnp.zeros(3), (hidden, codes, valid))[0]
+
+
+def _forward(hidden: jax.Array, codes: jax.Array, valid: jax.Array, kernels: jax.Array, dtype: jnp.dtype,
+             label_smoothing: float) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def add(carry: tuple[jax.Array, jax.Array], block: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        sums, of_kernels = carry
+        hidden, codes, valid = block
+        of_block, pull_back = jax.vjp(lambda h, k: _block_sums(h, codes, valid, k, dtype, label_smoothing), hidden, kernels)
+        of_hidden, of_kernel = pull_back(jnp.array([1.0, 0.0, 0.0]))
+        return (sums + of_block, of_kernels + of_kernel), of_hidden
+
+    start = constrain(jnp.zeros_like(kernels), "batch", "tokens", None, "codes")
+    (sums, of_kernels), of_hidden = jax.lax.scan(add, (jnp.zeros(3), start), (hidden, codes, valid))
+    return sums, (of_hidden, of_kernels)
+
+
+def _backward(dtype: jnp.dtype, label_smoothing: float, gradients: tuple[jax.Array, jax.Array],
+              of_sums: jax.Array) -> tuple[jax.Array, None, None, jax.Array]:
+    of_hidden, of_kernels = gradients
+    return (of_hidden * of_sums[0]).astype(of_hidden.dtype), None, None, of_kernels * of_sums[0]
+
+
+_sum_over_blocks.defvjp(_forward, _backward)
+
+
+def _block_sums(hidden: jax.Array, codes: jax.Array, valid: jax.Array, kernels: jax.Array, dtype: jnp.dtype,
+                label_smoothing: float) -> jax.Array:
+    """Those of one block [B, m, D], [B, m], [B, m]."""
+    logits = _logits_by_copies(hidden, kernels, dtype)  # [B, m, V]
+    log_total, of_target, right = _scores(logits, codes)
+    loss = nll = log_total - of_target
+    if label_smoothing > 0:  # the cross-entropy against the uniform distribution is one more look at every logit
+        loss = (1.0 - label_smoothing) * nll + label_smoothing * (log_total - jnp.mean(logits, axis=-1))
+    return jnp.stack([jnp.sum(jnp.where(valid, term, 0.0)) for term in (loss, nll, right)])
 
 
 def _logits_by_copies(hidden: jax.Array, kernels: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -79,21 +118,22 @@ def clip_scores(model: MeBT, hidden: jax.Array, target_codes: jax.Array, target_
     def add_block(sums, inputs):
         hidden, codes, valid = inputs  # [B, m, D], [B, m], [B, m]
         logits = model.logits(hidden, kernel)  # [B, m, V]
-        nll, _ = negative_log_likelihood(logits, codes)
-        right = jnp.argmax(logits, axis=-1) == codes
-        return sums + jnp.stack([jnp.sum(jnp.where(valid, term, 0.0), axis=1) for term in (nll, right)]), None
+        log_total, of_target, right = _scores(logits, codes)
+        return sums + jnp.stack([jnp.sum(jnp.where(valid, term, 0.0), axis=1) for term in (log_total - of_target, right)]), None
 
     sums, _ = jax.lax.scan(add_block, jnp.zeros((2, len(hidden))), in_blocks(block, hidden, target_codes, target_valid))
     nll, accuracy = sums / jnp.maximum(jnp.sum(target_valid, axis=1), 1)[None]
     return nll, accuracy
 
 
-def negative_log_likelihood(logits: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(nats of codes [B, m], logarithm of the sum over the codes [B, m]) under logits [B, m, V]."""
-    log_total = jax.nn.logsumexp(logits, axis=-1)
+def _scores(logits: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(logarithm of the sum over the codes, logit of the right one, whether none is higher), each [B, m], of logits [B, m, V]."""
     # A comparison, not a gather: its gradient is elementwise, a gather's is a scatter into [B, m, V].
     is_target = codes[..., None] == jnp.arange(logits.shape[-1])[None, None]
-    return log_total - jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1), log_total
+    of_target = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    # Not by argmax, which XLA's CPU backend computes one by one.
+    right = of_target >= jnp.max(jax.lax.stop_gradient(logits), axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1), of_target, right
 
 
 def in_blocks(block: int, *arrays: jax.Array, multiple: int = 1) -> tuple[jax.Array, ...]:
