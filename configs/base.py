@@ -204,8 +204,9 @@ def get_config() -> ConfigDict:
     # Equation 4: steps per latent frame of growth, and the standard deviation in latent frames.
     masking.interval_alpha = 100_000.0
     masking.interval_beta = 2.0
-    # Context and target counts are rounded up to this many steps of the interval: compilations against padding.
-    masking.splits = 4
+    # Context and target counts are rounded up to this many steps of the whole clip, and fewer of shorter intervals: compilations
+    # against padding, of which 16 leave 6 % of the tokens. With ratio_per_sample rather 4: programs are as the square.
+    masking.splits = 16
 
     config.sample = sample = ConfigDict()
     # "generate"; or with the videos of `input`: "predict" (after given_frames), "interpolate" (between given_frames and

@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
     config.transformer.training.validation_batches = 4
     config.transformer.training.checkpoint_every = 500
     config.masking.interval_schedule = "longest"
-    config.masking.splits = 2
+    config.masking.splits = 4
 
     config.sample.clips = 16
     config.sample.batch_size = 16

@@ -29,4 +29,5 @@ def get_config() -> ConfigDict:
     config.tokenizer.adversarial.start = 500  # for those who turn them on
 
     config.transformer.training.batch_size = 2
+    config.masking.splits = 8  # eight times the tokens of the demo pay for more programs
     return config
