@@ -30,6 +30,7 @@ from mebt_jax.config import Config, from_config_dict
 from mebt_jax.errors import UserError
 
 CONFIGS = ("demo", "folder", "folder128", "sky16", "taichi16", "ucf16", "sky128", "taichi128", "ucf128", "long1024")
+TOKENIZERS = ("tokenizer_ucf", "tokenizer_sky", "tokenizer_taichi")  # for --steps tokenizer
 SLICES = ("v4:2x2x2", "v5e:2x4", "v5p:2x2x2", "v6e:2x4", "2xv5e:2x2")
 STEPS = ("transformer", "tokenizer", "sample")
 PAGE = ROOT / "docs" / "scaling.md"
@@ -111,7 +112,7 @@ def write_row(new: str) -> None:
     """Puts a row into the table of the page, in place of that of the same config, step and slices."""
     page = PAGE.read_text()
     lines = rows(page) | {key(new): new}
-    order = sorted(lines, key=lambda one: (CONFIGS.index(one[0]), STEPS.index(one[1]), one[2]))
+    order = sorted(lines, key=lambda one: ((CONFIGS + TOKENIZERS).index(one[0]), STEPS.index(one[1]), one[2]))
     text = BEGIN + "\n" + HEAD + "\n".join(lines[one] for one in order) + "\n" + END
     PAGE.write_text(page.split(BEGIN)[0] + text + page.split(END)[1])
 
