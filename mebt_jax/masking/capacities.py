@@ -13,7 +13,6 @@ import math
 
 from mebt_jax.config import MaskingConfig
 
-
 FEWEST_SPLITS = 4  # of a bucket, unless `splits` is less
 
 

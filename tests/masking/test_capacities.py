@@ -18,7 +18,7 @@ def test_buckets():
     assert interval_buckets(1) == (1,)
 
 
-@pytest.mark.parametrize("splits", [1, 3, 4])
+@pytest.mark.parametrize("splits", [1, 3, 4, 11])
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("budget", [0, 17])
 @pytest.mark.parametrize("grid", [(4, 4, 4), (7, 3, 1), (1, 1, 1)])
@@ -36,7 +36,7 @@ def test_every_draw_is_listed_and_fits(splits, per_sample, budget, grid):
         assert draw.shape.contexts >= 1 and draw.shape.targets >= 1
 
 
-@pytest.mark.parametrize("splits", [1, 3, 4])
+@pytest.mark.parametrize("splits", [1, 3, 4, 11])
 def test_every_possible_count_fits(splits):
     config = dataclasses.replace(MASKING, splits=splits)
     grid = (3, 3, 2)
