@@ -93,9 +93,8 @@ def run(config: Config, workdir: Path) -> None:
         return jitted_steps[step >= first_opposed](state, video, root_key, perceptual)
 
     def first_clips() -> jax.Array:
-        number = training.batch_size
-        if config.tokenizer.patch != (1, 1, 1):  # others only draw their codes from a first batch
-            number = fitting.clips_needed(config.tokenizer.codes, int(np.prod(config.grid)), training.batch_size)
+        number = fitting.clips_needed(config.tokenizer.codes, int(np.prod(config.grid)), training.batch_size,
+                                      folded=config.tokenizer.patch != (1, 1, 1))
         telemetry.say(f"{STAGE}: fitting the start to {number} clips")
         videos = dataclasses.replace(clip_sources, images=None)
         return mesh_lib.put_batch(mesh, next(pipeline.train_batches(videos, config, number, share)))["video"]

@@ -20,8 +20,13 @@ SEEDS = 16_384  # of these, how many the first centres are drawn from
 ROUNDS = 20  # of k-means
 
 
-def clips_needed(codes: int, tokens: int, batch_size: int) -> int:
-    """Clips to fit this many codes to where each has this many tokens: a multiple of the batch size, for the mesh to share."""
+def clips_needed(codes: int, tokens: int, batch_size: int, *, folded: bool) -> int:
+    """Clips to fit this many codes to where each has this many tokens: a multiple of the batch size, for the mesh to share.
+
+    A tokenizer that is not folded draws its codes from one batch.
+    """
+    if not folded:
+        return batch_size
     return batch_size * max(1, round(min(FEATURES_PER_CODE * codes, MOST_FEATURES) / (tokens * batch_size)))
 
 

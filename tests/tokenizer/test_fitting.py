@@ -85,8 +85,9 @@ def test_the_official_network_starts_its_codes_at_features_of_one_batch():
 
 
 def test_enough_clips_for_the_mesh_to_share():
-    assert fitting.clips_needed(512, 64, 16) == 1024 and fitting.clips_needed(16, 32, 8) == 64
-    assert fitting.clips_needed(16_384, 8192, 6) == 24 and fitting.clips_needed(512, 10**6, 4) == 4
+    assert fitting.clips_needed(512, 64, 16, folded=True) == 1024 and fitting.clips_needed(16, 32, 8, folded=True) == 64
+    assert fitting.clips_needed(16_384, 8192, 6, folded=True) == 24 and fitting.clips_needed(512, 10**6, 4, folded=True) == 4
+    assert fitting.clips_needed(512, 64, 16, folded=False) == 16
 
 
 @pytest.mark.slow
