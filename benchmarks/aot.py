@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import hashlib
 import importlib
+import math
 import sys
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def row(config: Config, name: str, step: str, slices: str, effort: float) -> str
     total = {field.name: sum(getattr(one, field.name) * one.turns for one in made) for field in dataclasses.fields(report.Report)
              if field.name in ("flops", "memory_traffic")}
     sent = sum(sum(one.sent.values()) * one.turns for one in made)
-    cores = f"{rate / CLIPS_PER_CORE[config.data.frames]:.0f}" if step != "sample" and config.data.frames in CLIPS_PER_CORE else ""
+    cores = f"{math.ceil(rate / CLIPS_PER_CORE[config.data.frames])}" if step != "sample" and config.data.frames in CLIPS_PER_CORE else ""
     peak = max(one.peak_bytes for one in made) / 2**30
     return (f"{first} {peak:.2f} of {chip.hbm_bytes / 2**30:.2f} | {total['flops'] / 1e12:.3g} | {total['memory_traffic'] / 1e9:.3g} | "
             f"{sent / 1e6:.3g} | {seconds:.3g} | {useful:.0%} | {rate:.3g} | {cores} |")
