@@ -131,7 +131,7 @@ def _scores(logits: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array, 
     # A comparison, not a gather: its gradient is elementwise, a gather's is a scatter into [B, m, V].
     is_target = codes[..., None] == jnp.arange(logits.shape[-1])[None, None]
     of_target = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
-    # Not by argmax, which XLA's CPU backend computes one by one.
+    # The maximum is needed for the sum anyway; an argmax is another, slow look at every logit on a CPU (benchmarks/RESULTS.md).
     right = of_target >= jnp.max(jax.lax.stop_gradient(logits), axis=-1)
     return jax.nn.logsumexp(logits, axis=-1), of_target, right
 
