@@ -37,9 +37,13 @@ class MetricsLog:
             self.kept = [record for record in read_metrics(self.path) if record["step"] <= step]
             # Replaced in one operation: a kill at this moment must not lose the lines that are there.
             kept = self.path.with_suffix(".kept")
-            kept.write_text("".join(json.dumps(record) + "\n" for record in self.kept), encoding="utf-8")
-            kept.replace(self.path)
-            self._file = open(self.path, "a", encoding="utf-8")
+            try:
+                kept.write_text("".join(json.dumps(record) + "\n" for record in self.kept), encoding="utf-8")
+                kept.replace(self.path)
+                self._file = open(self.path, "a", encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"Could not write {self.path} ({error.strerror}); free some space and run the same command "
+                                f"again.") from error
             self._tensorboard = _tensorboard_writer(directory / "tensorboard")
 
     def __enter__(self) -> "MetricsLog":

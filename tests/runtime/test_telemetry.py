@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,21 @@ def test_lines_after_the_restored_step_and_half_lines_go(tmp_path):
         log.write(3, {"a": 0.1})
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
         {"step": 1, "a": 1}, {"step": 2, "a": 2}, {"step": 3, "a": 0.1}]
+
+
+def test_a_failure_while_the_lines_are_written_again_loses_none(tmp_path, monkeypatch):
+    lines = '{"step": 1, "a": 1}\n'
+    (tmp_path / "metrics.jsonl").write_text(lines)
+
+    def write_half(path, text, **_):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text[:5])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(UserError, match="No space left on device.*free some space"):
+        telemetry.MetricsLog(tmp_path, step=1)
+    assert (tmp_path / "metrics.jsonl").read_text() == lines
 
 
 def scalars(loss):
