@@ -59,7 +59,9 @@ def _sum_over_blocks(hidden: jax.Array, codes: jax.Array, valid: jax.Array, kern
     again, a third more work for the head.
     """
     def add(sums: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        return sums + _block_sums(*block, kernels, dtype, label_smoothing), None
+        hidden, codes, valid = block
+        logits, _ = _logits_by_copies(hidden, kernels, dtype)
+        return sums + _sums(logits, codes, valid, label_smoothing), None
 
     return jax.lax.scan(add, jnp.zeros(3), (hidden, codes, valid))[0]
 
@@ -69,9 +71,16 @@ def _forward(hidden: jax.Array, codes: jax.Array, valid: jax.Array, kernels: jax
     def add(carry: tuple[jax.Array, jax.Array], block: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         sums, of_kernels = carry
         hidden, codes, valid = block
-        of_block, pull_back = jax.vjp(lambda h, k: _block_sums(h, codes, valid, k, dtype, label_smoothing), hidden, kernels)
-        of_hidden, of_kernel = pull_back(jnp.array([1.0, 0.0, 0.0]))
-        return (sums + of_block, of_kernels + of_kernel), of_hidden
+        a, s = kernels.shape[:2]
+        logits, parts = _logits_by_copies(hidden, kernels, dtype)  # [B, m, V], [a, s, b, m', D]
+        wanted = (1.0 - label_smoothing) * _is_target(logits, codes) + label_smoothing / logits.shape[-1]
+        of_logits = jnp.where(valid[..., None], jax.nn.softmax(logits, axis=-1) - wanted, 0.0).astype(dtype)
+        of_logits = constrain(_in_copies(of_logits, a, s), "batch", "tokens", None, None, "codes")
+        # Written out, since what differentiation makes of the head's is transposed, and copied as it is added (on a CPU 3 % of a step).
+        of_kernel = jnp.einsum("asbmd,asbmv->asdv", parts, of_logits, preferred_element_type=jnp.float32)
+        of_parts = jnp.einsum("asbmv,asdv->asbmd", of_logits, kernels.astype(dtype), preferred_element_type=jnp.float32)
+        of_hidden = einops.rearrange(of_parts, "a s b m d -> (a b) (s m) d").astype(hidden.dtype)
+        return (sums + _sums(logits, codes, valid, label_smoothing), of_kernels + of_kernel), of_hidden
 
     start = constrain(jnp.zeros_like(kernels), "batch", "tokens", None, "codes")
     (sums, of_kernels), of_hidden = jax.lax.scan(add, (jnp.zeros(3), start), (hidden, codes, valid))
@@ -87,10 +96,8 @@ def _backward(dtype: jnp.dtype, label_smoothing: float, gradients: tuple[jax.Arr
 _sum_over_blocks.defvjp(_forward, _backward)
 
 
-def _block_sums(hidden: jax.Array, codes: jax.Array, valid: jax.Array, kernels: jax.Array, dtype: jnp.dtype,
-                label_smoothing: float) -> jax.Array:
-    """Those of one block [B, m, D], [B, m], [B, m]."""
-    logits = _logits_by_copies(hidden, kernels, dtype)  # [B, m, V]
+def _sums(logits: jax.Array, codes: jax.Array, valid: jax.Array, label_smoothing: float) -> jax.Array:
+    """Those of one block [B, m, V], [B, m], [B, m]."""
     log_total, of_target, right = _scores(logits, codes)
     loss = nll = log_total - of_target
     if label_smoothing > 0:  # the cross-entropy against the uniform distribution is one more look at every logit
@@ -98,13 +105,20 @@ def _block_sums(hidden: jax.Array, codes: jax.Array, valid: jax.Array, kernels: 
     return jnp.stack([jnp.sum(jnp.where(valid, term, 0.0)) for term in (loss, nll, right)])
 
 
-def _logits_by_copies(hidden: jax.Array, kernels: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`MeBT.logits` [B, m, V] of hidden [B, m, D], each of a x s parts of clips and targets by its own copy [a, s, D, V]."""
-    a, s = kernels.shape[:2]
-    parts = constrain(einops.rearrange(hidden, "(a b) (s m) d -> a s b m d", a=a, s=s), "batch", "tokens", None, None, None)
-    logits = jnp.einsum("asbmd,asdv->asbmv", parts.astype(dtype), kernels.astype(dtype), preferred_element_type=jnp.float32)
+def _logits_by_copies(hidden: jax.Array, kernels: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """`MeBT.logits` [B, m, V] of hidden [B, m, D], each of a x s parts of clips and targets by its own copy [a, s, D, V].
+
+    Also the parts, [a, s, B / a, m / s, D] in the compute type.
+    """
+    parts = constrain(_in_copies(hidden, *kernels.shape[:2]).astype(dtype), "batch", "tokens", None, None, None)
+    logits = jnp.einsum("asbmd,asdv->asbmv", parts, kernels.astype(dtype), preferred_element_type=jnp.float32)
     logits = constrain(logits, "batch", "tokens", None, None, "codes")
-    return constrain(einops.rearrange(logits, "a s b m v -> (a b) (s m) v"), "batch", "tokens", "codes")
+    return constrain(einops.rearrange(logits, "a s b m v -> (a b) (s m) v"), "batch", "tokens", "codes"), parts
+
+
+def _in_copies(x: jax.Array, a: int, s: int) -> jax.Array:
+    """[B, m, ...] -> [a, s, B / a, m / s, ...]."""
+    return einops.rearrange(x, "(a b) (s m) d -> a s b m d", a=a, s=s)
 
 
 def clip_scores(model: MeBT, hidden: jax.Array, target_codes: jax.Array, target_valid: jax.Array, *,
@@ -128,12 +142,15 @@ def clip_scores(model: MeBT, hidden: jax.Array, target_codes: jax.Array, target_
 
 def _scores(logits: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(logarithm of the sum over the codes, logit of the right one, whether none is higher), each [B, m], of logits [B, m, V]."""
-    # A comparison, not a gather: its gradient is elementwise, a gather's is a scatter into [B, m, V].
-    is_target = codes[..., None] == jnp.arange(logits.shape[-1])[None, None]
-    of_target = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    of_target = jnp.sum(jnp.where(_is_target(logits, codes), logits, 0.0), axis=-1)
     # The maximum is needed for the sum anyway; an argmax is another, slow look at every logit on a CPU (benchmarks/RESULTS.md).
-    right = of_target >= jnp.max(jax.lax.stop_gradient(logits), axis=-1)
+    right = of_target >= jnp.max(logits, axis=-1)
     return jax.nn.logsumexp(logits, axis=-1), of_target, right
+
+
+def _is_target(logits: jax.Array, codes: jax.Array) -> jax.Array:
+    """Whether a logit [B, m, V] is that of the right code. A comparison: a gather from split codes would be sent around."""
+    return codes[..., None] == jnp.arange(logits.shape[-1])[None, None]
 
 
 def in_blocks(block: int, *arrays: jax.Array, multiple: int = 1) -> tuple[jax.Array, ...]:
