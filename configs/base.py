@@ -182,6 +182,8 @@ def get_config() -> ConfigDict:
     # What the backward pass recomputes, from most memory to least: "none", "dots" (all but the linear layers), "asking" (also keys
     # and values), "block" (all inside a block).
     transformer.remat = "asking"
+    # "kernel" for the platform's attention kernel where it applies (TPU: splash, GPU: cuDNN in bfloat16), "sums" to go without.
+    transformer.attention = "kernel"
     # Compute precision: "float32" or "bfloat16"; parameters, softmax, norms and loss stay float32.
     transformer.dtype = "bfloat16"
     # Workdir, checkpoint folder, or folder of the converter with a trained transformer to start from; with training.steps

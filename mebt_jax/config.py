@@ -25,6 +25,7 @@ NORMS = ("group", "token", "batch")
 ADVERSARIAL_LOSSES = ("hinge", "vanilla")
 FLAVOURS = ("paper", "modern")
 REMAT_POLICIES = ("none", "block", "asking", "dots")
+ATTENTIONS = ("kernel", "sums")
 DTYPES = ("float32", "bfloat16")
 TASKS = ("generate", "predict", "interpolate", "fill", "extend", "edit")
 FORMATS = ("mp4", "gif", "npz", "frames")
@@ -117,6 +118,7 @@ class TransformerConfig:
     label_smoothing: float
     loss_block: int
     remat: str
+    attention: str
     dtype: str
     checkpoint: str
     training: TrainingConfig
@@ -282,6 +284,7 @@ def _check_values(config: Config) -> None:
         "tokenizer.training.decay": (config.tokenizer.training.decay, LEARNING_RATE_DECAYS),
         "transformer.dtype": (config.transformer.dtype, DTYPES),
         "transformer.flavour": (config.transformer.flavour, FLAVOURS),
+        "transformer.attention": (config.transformer.attention, ATTENTIONS),
         "transformer.remat": (config.transformer.remat, REMAT_POLICIES),
         "transformer.training.decay": (config.transformer.training.decay, LEARNING_RATE_DECAYS),
         "masking.ratio_schedule": (config.masking.ratio_schedule, RATIO_SCHEDULES),

@@ -32,8 +32,9 @@ _DEPENDS_ON = {
 # Say where, how often or in how many pieces, not what: changing them changes no result beyond rounding.
 _NO_RESULT = (
     "name", "mesh.*", "runtime.compilation_cache", "runtime.fsdp_min_elements", "runtime.profile", "data.workers", "data.prepared_dir",
-    "data.tokens", "masking.splits", "transformer.loss_block", "transformer.remat", "*.training.accumulation", "*.training.log_every",
-    "*.training.validate_every", "*.training.validation_batches", "*.training.checkpoint_every", "*.training.keep_every",
+    "data.tokens", "masking.splits", "transformer.loss_block", "transformer.remat", "transformer.attention", "*.training.accumulation",
+    "*.training.log_every", "*.training.validate_every", "*.training.validation_batches", "*.training.checkpoint_every",
+    "*.training.keep_every",
 )
 # Change a result, but one that a run may well go on to: more steps continue the training, and what follows is redone.
 _MAY_CHANGE = ("*.training.steps", "sample.*", "evaluate.*")

@@ -4,7 +4,7 @@ A set of tokens is split over devices along its length (`runtime.mesh`), so noth
 each set come the largest score, the sum of the weights and the weighted sum of the values, and only these are combined.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ def attend(
     query: jax.Array,
     asked: Sequence[KeySet],
     *,
+    how: str = "kernel",
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
@@ -34,6 +35,7 @@ def attend(
     Args:
         query: [B, Q, K, Dh].
         asked: sets of keys and values.
+        how: "kernel" for that of the platform where it applies, "sums" to go without (`config.transformer.attention`).
         dropout_rate: share of attention weights dropped.
         dropout_key: random key; None is deterministic.
 
@@ -47,18 +49,21 @@ def attend(
     if not asked:
         return jnp.zeros(query.shape, dtype)
     no_dropout = dropout_key is None or dropout_rate == 0.0
-    if platform() == "tpu" and no_dropout and not splits("tokens") and kernels.fits_splash(
-            query.shape[1], sum(one.key.shape[1] for one in asked)):
-        return _attend_by_kernel(query, asked)
+    if how == "kernel" and no_dropout and not splits("tokens"):
+        keys = sum(one.key.shape[1] for one in asked)
+        if platform() == "tpu" and kernels.fits_splash(query.shape[1], keys):
+            return _attend_by_kernel(kernels.splash_attend, query, asked)
+        if platform() == "gpu" and kernels.fits_cudnn(query, keys):
+            return _attend_by_kernel(kernels.cudnn_attend, query, asked)
     return _attend_by_sums(query, asked, dropout_rate, dropout_key)
 
 
-def _attend_by_kernel(query: jax.Array, asked: Sequence[KeySet]) -> jax.Array:
+def _attend_by_kernel(kernel: Callable[..., jax.Array], query: jax.Array, asked: Sequence[KeySet]) -> jax.Array:
     keys, values = (jnp.concatenate(parts, axis=1) for parts in zip(*((one.key, one.value) for one in asked)))
     valid = jnp.concatenate(
         [jnp.ones(one.key.shape[:2], bool) if one.valid is None else one.valid for one in asked], axis=1)  # [B, S]
     heads = ("batch", None, "heads", None)
-    return on_each_device(kernels.splash_attend, (heads, heads, heads, ("batch", None)), heads)(query, keys, values, valid)
+    return on_each_device(kernel, (heads, heads, heads, ("batch", None)), heads)(query, keys, values, valid)
 
 
 def _attend_by_sums(query: jax.Array, asked: Sequence[KeySet], dropout_rate: float, dropout_key: jax.Array | None) -> jax.Array:

@@ -41,6 +41,7 @@ class Block(nnx.Module):
         width, dtype = config.width, jnp.dtype(config.dtype)
         self.heads = config.heads
         self.flavour = config.flavour
+        self.attention = config.attention
         self.remat = config.remat != "none"
         self.residual_dropout = config.residual_dropout
         self.attention_dropout = config.attention_dropout
@@ -80,7 +81,7 @@ class Block(nnx.Module):
         else:
             asked = [one._replace(key=constrain(one.key, "batch", None, "heads", None),
                                   value=constrain(one.value, "batch", None, "heads", None)) for one in asked]
-        heads = attend(query, asked, dropout_rate=self.attention_dropout, dropout_key=attention_key)
+        heads = attend(query, asked, how=self.attention, dropout_rate=self.attention_dropout, dropout_key=attention_key)
         heads = constrain(heads, "batch", "tokens", "heads", None)
         residual = normed if self.flavour == "paper" else asking
         attended = checkpoint_name(self.output(heads.reshape(asking.shape)), "attended")

@@ -1,7 +1,6 @@
-"""The attention kernel of TPUs; `attention` uses it where it applies, and its sums are what it is tested against.
+"""The attention kernels of TPUs and GPUs; `attention` uses them where they apply, and its sums are what they are tested against.
 
-Other platforms have none here: JAX's cuDNN attention wants the valid keys to come first, which they do not while a clip is
-revised, and neither it nor a kernel in Pallas could be tested without a GPU.
+Both are JAX's own. That of GPUs was tested in what goes into it and comes out, and as a program for GPUs, not yet on one.
 """
 
 from typing import Any
@@ -40,6 +39,30 @@ def splash_attend(query: jax.Array, key: jax.Array, value: jax.Array, valid: jax
     result = jax.vmap(kernel)(*heads_first, segments).swapaxes(1, 2)
     # Without a valid key the kernel gives the mean of the padding.
     return jnp.where(valid.any(axis=1)[:, None, None, None], result, 0.0).astype(value.dtype)
+
+
+def fits_cudnn(query: jax.Array, keys: int) -> bool:
+    """Whether cuDNN's flash attention takes queries [B, Q, K, Dh] and so many keys, on the GPU of this process.
+
+    JAX refuses other precisions and widths, and Q and S that are odd, in training (jax._src.cudnn.fused_attention_stablehlo).
+    """
+    capability = getattr(jax.local_devices()[0], "compute_capability", "")  # "9.0"; of AMD's GPUs a name, of others nothing
+    return (query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+            and query.shape[1] % 2 == 0 and keys % 2 == 0 and query.shape[1] > 0 and keys > 0
+            and capability[:1].isdigit() and float(capability) >= 8.0)
+
+
+def cudnn_attend(query: jax.Array, key: jax.Array, value: jax.Array, valid: jax.Array, *,
+                 implementation: str = "cudnn") -> jax.Array:
+    """As `splash_attend`, for GPUs; Q and S fit `fits_cudnn`, `implementation="xla"` runs on any platform."""
+    # It can leave out keys at the end only; in what order they come makes no difference.
+    order = jnp.argsort(~valid, axis=1, stable=True)  # [B, S]
+    number = valid.sum(axis=1, dtype=jnp.int32)  # [B]
+    rows = jnp.arange(len(valid))[:, None]
+    key, value = (x.at[rows, order].get(unique_indices=True, mode="promise_in_bounds") for x in (key, value))
+    result = jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=jnp.maximum(number, 1),  # 0 is an error there
+                                          implementation=implementation)
+    return jnp.where((number > 0)[:, None, None, None], result, 0.0).astype(value.dtype)
 
 
 def _kernel(heads: int, queries: int, keys: int, interpret: bool) -> Any:

@@ -1,6 +1,7 @@
 """Attention against JAX's own, and its behaviour on padding and empty key sets."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,42 @@ def test_the_tpu_kernel_equals_the_sums():
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), our_gradients, their_gradients)
     np.testing.assert_array_equal(kernels.splash_attend(query, key, value, valid, interpret=True)[1], 0.0)
+
+
+def test_what_the_gpu_kernel_is_given_makes_it_equal_the_sums():
+    query, key, value = arrays(batch=3, queries=4, keys=10)
+    # Not at the front, so its keys must be put in order; of the second clip none.
+    valid = jnp.stack([jnp.arange(10) % 3 == 1, jnp.zeros(10, bool), jnp.ones(10, bool)])
+
+    def with_gradients(attention):
+        return jax.value_and_grad(lambda qkv: jnp.sum(attention(*qkv, valid) ** 2))((query, key, value))
+
+    (ours, our_gradients), (theirs, their_gradients) = map(with_gradients, (
+        functools.partial(kernels.cudnn_attend, implementation="xla"), attend))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), our_gradients, their_gradients)
+    np.testing.assert_array_equal(kernels.cudnn_attend(query, key, value, valid, implementation="xla")[1], 0.0)
+
+
+def test_a_program_for_gpus_uses_cudnn_where_it_can(monkeypatch):
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    monkeypatch.setattr(kernels.jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability="9.0")])
+    # JAX asks the driver before it makes the program.
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+    monkeypatch.setattr(fused, "cuda_versions", types.SimpleNamespace(cudnn_get_version=lambda: 91900))
+    monkeypatch.setattr(fused, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(fused, "is_cuda_compute_capability_equal", lambda _: False)
+
+    def lowered(dtype=jnp.bfloat16, queries=16, **settings):
+        query, key, value = (x.astype(dtype) for x in arrays(batch=2, queries=queries, keys=16, heads=2, width=64))
+        sets = [KeySet(key, value, jnp.ones((2, 16), bool)), KeySet(key, value, None)]
+        loss = jax.grad(lambda query: jnp.sum(attend_sets(query, sets, **settings).astype(jnp.float32)))
+        return jax.jit(loss).trace(query).lower(lowering_platforms=("cuda",)).as_text()
+
+    assert "__cudnn$fmhaSoftmaxBackward" in lowered()
+    for not_for_it in ({"dtype": jnp.float32}, {"queries": 15}, {"how": "sums"},
+                       {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)}):
+        assert "__cudnn" not in lowered(**not_for_it), not_for_it
 
 
 def test_a_program_for_tpus_uses_their_kernel(monkeypatch):
