@@ -104,9 +104,9 @@ def get_config() -> ConfigDict:
     tokenizer.code_width = 256
     # Values that each feature can take, for fsq alone, such as (8, 8, 8, 8, 4) for 16384 codes; few below 5 (FSQ, section 4.1).
     tokenizer.levels = ()
-    # "group" is official; "token" takes its mean and variance over the channels of one place alone, so that with a patch of the
-    # whole compression no code depends on its neighbours; "batch" is for converted checkpoints that were trained with it,
-    # whose stored statistics it uses.
+    # "group" is the official program's default and "batch" what TATS's training command asks for, over the clips of all devices;
+    # "token" takes its mean and variance over the channels of one place alone, so that with a patch of the whole compression no
+    # code depends on its neighbours.
     tokenizer.norm = "group"
     # Weights of the loss terms (TATS: L1 4, commitment 0.25; the paper's equation 1 has L2).
     tokenizer.l1_weight = 4.0

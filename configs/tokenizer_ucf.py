@@ -25,11 +25,8 @@ def get_config() -> ConfigDict:
 
 
 def use_recipe(tokenizer: ConfigDict) -> None:
-    """Sets the fields of TATS's training command (its README, VQGAN), and its program's defaults.
-
-    Note: the command has BatchNorm in the tokenizer itself, which here is only for converted checkpoints; this is the program's
-    default, GroupNorm (mebt/vqgan.py, --norm_type).
-    """
+    """Sets the fields of TATS's training command (its README, VQGAN), and its program's defaults."""
+    tokenizer.norm = "batch"
     tokenizer.l1_weight = 4.0
     tokenizer.l2_weight = 0.0
     tokenizer.commitment_weight = 0.25

@@ -317,9 +317,6 @@ def _check_values(config: Config) -> None:
             raise UserError(f"config.tokenizer.patch is {config.tokenizer.patch}, but on axis {axis} the compression {total} must "
                             f"be the patch times a power of two.")
     _check_codes(config.tokenizer)
-    if config.tokenizer.norm == "batch" and not config.tokenizer.checkpoint:
-        raise UserError("config.tokenizer.norm is 'batch', whose statistics come with a converted official tokenizer; give one "
-                        "as config.tokenizer.checkpoint, or set it to 'group' to train a tokenizer.")
     adversarial = config.tokenizer.adversarial
     for name in ("frame_weight", "clip_weight", "feature_weight", "learning_rate", "ramp", "share", "scale_limit", "lecam_weight"):
         if getattr(adversarial, name) < 0:

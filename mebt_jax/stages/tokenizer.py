@@ -141,7 +141,7 @@ def training_parts(config: Config) -> TrainingParts:
 
 def create_state(config: Config, parts: TrainingParts, params_key: jax.Array, codebook_key: jax.Array) -> TrainState:
     """The state before `fit_start`; for use under jit."""
-    params = nnx.state(Tokenizer(config.tokenizer, rngs=nnx.Rngs(params_key)), nnx.Param)
+    params = nnx.state(Tokenizer(config.tokenizer, rngs=nnx.Rngs(params_key)))
     codebook = quantizers.init_codebook(config.tokenizer, codebook_key)
     opponents = None
     if parts.opponents is not None:
@@ -169,7 +169,8 @@ def train_step(state: TrainState, video: jax.Array, root_key: jax.Array, percept
         perceptual: weights of LPIPS, or None to go without.
         opposed: the discriminators take part: the tokenizer moves against them, then they move against the moved tokenizer.
 
-    Note: the official program updates the codebook in both halves and in every accumulated piece; here it is once a step.
+    Note: the official program updates the codebook, and the statistics of BatchNorms, in both halves and in every accumulated piece;
+    here it is once a step.
     """
     training = config.training
     codes_key = jax.random.fold_in(root_key, state.step)
@@ -182,14 +183,15 @@ def train_step(state: TrainState, video: jax.Array, root_key: jax.Array, percept
         gradients, loss, output = adversarial.tokenizer_gradients(
             parts.graphdef, params, state.statistics, clips.to_float(piece[0]), piece[1], config, lpips, opponents, ramped)
         gradients = jax.tree.map(lambda g: g / training.accumulation, gradients)
-        return gradients, (output.features, output.codes, {"loss": loss, **output.metrics})
+        return gradients, (output.features, output.codes, output.statistics, {"loss": loss, **output.metrics})
 
-    gradients, (features, codes, metrics) = accumulated(gradient, state.params, (video, random_frames(video, frame_key)),
+    gradients, (features, codes, statistics, metrics) = accumulated(gradient, state.params, (video, random_frames(video, frame_key)),
                                                         training.accumulation)
     # The codebook sees the whole batch at once, so accumulation does not change its running counts.
     codebook = quantizers.update_codebook(state.statistics, join_pieces(features), join_pieces(codes), codes_key,
                                           decay=config.codebook_decay, restart_threshold=config.restart_threshold)
     state = apply_gradients(state, gradients, parts.optimizer, training.ema_decay).replace(statistics=codebook)
+    state = with_norm_statistics(state, jax.tree.map(lambda x: x.mean(axis=0), statistics))
     metrics = {name: value.mean() for name, value in metrics.items()} | {"gradient_norm": optax.global_norm(gradients)}
     if opposed:
         adversary, verdict = discriminator_step(state, video, random_frames(video, other_frame_key), parts, config)
@@ -201,11 +203,12 @@ def discriminator_step(state: TrainState, video: jax.Array, frame: jax.Array, pa
                        config: TokenizerConfig) -> tuple[adversarial.Adversary, dict[str, jax.Array]]:
     """One optimizer step of the discriminators on uint8 clips [B, F, H, W, 3] and what the tokenizer makes of them."""
     adversary, pieces = state.adversary, config.training.accumulation
-    tokenizer = nnx.merge(parts.graphdef, state.params)
 
     def loss_fn(params: nnx.State, piece: tuple[jax.Array, jax.Array], _: Any) -> tuple[jax.Array, adversarial.Verdict]:
         judges = nnx.merge(parts.opponents, params, adversary.statistics)
         real = clips.to_float(piece[0])
+        tokenizer = nnx.merge(parts.graphdef, state.params)
+        tokenizer.train()
         _, output = losses.code_loss(tokenizer, state.statistics, real, config)
         loss, verdict = adversarial.discriminator_loss(judges, output.reconstruction, real, piece[1], adversary.logits,
                                                        config.adversarial)
@@ -217,6 +220,12 @@ def discriminator_step(state: TrainState, video: jax.Array, frame: jax.Array, pa
     return adversary, verdict.metrics | {"discriminator_gradient_norm": optax.global_norm(gradients)}
 
 
+def with_norm_statistics(state: TrainState, statistics: nnx.State) -> TrainState:
+    """`state` with these statistics of BatchNorms in the weights and in their averages; they lie among the parameters."""
+    weights = {"params": state.params} if state.ema is None else {"params": state.params, "ema": state.ema}
+    return state.replace(**{name: nnx.merge_state(tree, statistics) for name, tree in weights.items()})
+
+
 def random_frames(video: jax.Array, key: jax.Array) -> jax.Array:
     """int [B]: one frame of each clip [B, F, H, W, 3], for what looks at frames (mebt/vqgan.py:104)."""
     return jax.random.randint(key, video.shape[:1], 0, video.shape[1])
@@ -224,9 +233,10 @@ def random_frames(video: jax.Array, key: jax.Array) -> jax.Array:
 
 def fit_start(state: TrainState, video: jax.Array, key: jax.Array, *, graphdef: nnx.GraphDef, batch_size: int) -> TrainState:
     """The state to begin with, fitted to uint8 clips [n, F, H, W, 3]: all codes are used from the start."""
-    tokenizer, codebook = fitting.fit(nnx.merge(graphdef, state.params), state.statistics, clips.to_float(video), key,
-                                      batch_size=batch_size)
-    params = nnx.state(tokenizer, nnx.Param)
+    tokenizer = nnx.merge(graphdef, state.params)
+    tokenizer.train()
+    tokenizer, codebook = fitting.fit(tokenizer, state.statistics, clips.to_float(video), key, batch_size=batch_size)
+    params = nnx.state(tokenizer)
     return state.replace(params=params, ema=None if state.ema is None else params, statistics=codebook)
 
 

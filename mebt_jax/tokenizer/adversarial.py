@@ -97,7 +97,9 @@ def tokenizer_gradients(
         ramped: share of their full weight, see `ramp`.
     """
     def rebuild(params: nnx.State) -> tuple[tuple[jax.Array, jax.Array], losses.TokenizerOutput]:
-        loss, output = losses.code_loss(nnx.merge(graphdef, params), codebook, video, config)
+        tokenizer = nnx.merge(graphdef, params)
+        tokenizer.train()
+        loss, output = losses.code_loss(tokenizer, codebook, video, config)
         return (output.reconstruction, loss), output
 
     (reconstruction, of_codes), pull_back, output = jax.vjp(rebuild, params, has_aux=True)

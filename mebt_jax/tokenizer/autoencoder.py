@@ -202,14 +202,14 @@ class ResidualBlock(nnx.Module):
         self.conv2 = SameConv3d(channels, channels, kernel, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, past: Past | None) -> jax.Array:
-        halves = [lambda x, norm=norm, conv=conv: conv(jax.nn.silu(norm(x)), past)
-                  for norm, conv in ((self.norm1, self.conv1), (self.norm2, self.conv2))]
+        def half(norm: nnx.Module, conv: SameConv3d, x: jax.Array) -> jax.Array:
+            return conv(jax.nn.silu(norm(x)), past)
+
         if past is None:  # a checkpoint would not let out what the layers tell the past
             # The way back makes norm, silu and padding anew, which costs little, and not the convolution, since its gradients need
             # its input alone: one array is kept where there would be three or four.
-            halves = [jax.checkpoint(half) for half in halves]
-        first, second = halves
-        return x + second(first(x))
+            half = nnx.remat(half)
+        return x + half(self.norm2, self.conv2, half(self.norm1, self.conv1, x))
 
 
 def level_kernel(strides: Size, kernel: Size) -> Size:

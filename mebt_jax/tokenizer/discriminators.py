@@ -11,13 +11,12 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from mebt_jax.tokenizer.convolutions import Size, convolve, draw_kernel
-from mebt_jax.tokenizer.norms import BatchNorm
+from mebt_jax.tokenizer.norms import BatchNorm, batch_moments, moved
 
 FRAMES: Size = (1, 4, 4)
 CLIPS: Size = (4, 4, 4)
 WIDEST = 512
 SLOPE = 0.2  # of the leaky ReLU
-MOMENTUM = 0.1  # weight of a batch in the stored statistics, PyTorch's default
 GAIN = 3**-0.5  # PyTorch's initial weights, uniform up to fan-in^-1/2
 
 
@@ -55,9 +54,8 @@ class Discriminator(nnx.Module):
             x = layer.convolve(x)
             if layer.norm is not None:
                 if batch_statistics:
-                    mean, variance = x.mean(axis=(0, 1, 2, 3)), x.var(axis=(0, 1, 2, 3))
-                    count = x.size // x.shape[-1]
-                    moments.append((mean, variance * (count / max(count - 1, 1))))  # PyTorch stores the unbiased one
+                    mean, variance, unbiased = batch_moments(x)
+                    moments.append((mean, unbiased))
                     x = layer.norm.normalize(x, mean, variance)
                 else:
                     x = layer.norm(x)
@@ -90,8 +88,7 @@ def updated_statistics(statistics: nnx.State, moments: list[Any]) -> nnx.State:
     normalised = sorted(new["layers"])  # the layers that have a norm, first to last, as the moments
     for index, (mean, variance) in zip(normalised, moments, strict=True):
         stored = new["layers"][index]["norm"]
-        stored["mean"] = (1 - MOMENTUM) * stored["mean"] + MOMENTUM * mean
-        stored["variance"] = (1 - MOMENTUM) * stored["variance"] + MOMENTUM * variance
+        stored["mean"], stored["variance"] = moved(stored["mean"], mean), moved(stored["variance"], variance)
     updated = jax.tree.map(lambda x: x, statistics)
     nnx.replace_by_pure_dict(updated, new)
     return updated

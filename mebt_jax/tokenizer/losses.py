@@ -6,7 +6,7 @@ the same reconstruction can be weighed against it (`adversarial.py`).
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from flax import nnx, struct
 
 from mebt_jax.config import TokenizerConfig
 from mebt_jax.tokenizer import quantizers
@@ -21,6 +21,7 @@ class TokenizerOutput:
     reconstruction: jax.Array  # [B, F, H, W, 3] float32
     features: jax.Array  # [B, T, H, W, E] float32
     codes: jax.Array  # [B, T, H, W] int32
+    statistics: nnx.State  # of the tokenizer's BatchNorms after this pass; empty without
     metrics: dict[str, jax.Array]  # scalars, see `quantizers.quantize` and `reconstruction_loss`
 
 
@@ -46,7 +47,8 @@ def code_loss(tokenizer: Tokenizer, codebook: quantizers.Codebook, video: jax.Ar
     features = tokenizer.encode(video)
     quantized = quantizers.quantize(own_codes(tokenizer, codebook), features, config)
     reconstruction = tokenizer.decode(quantized.embeddings)
-    return quantized.loss, TokenizerOutput(reconstruction, features, quantized.codes, quantized.metrics)
+    return quantized.loss, TokenizerOutput(reconstruction, features, quantized.codes, nnx.state(tokenizer, nnx.BatchStat),
+                                             quantized.metrics)
 
 
 def reconstruction_loss(reconstruction: jax.Array, video: jax.Array, config: TokenizerConfig, perceptual: LPIPS | None = None,

@@ -86,6 +86,40 @@ def test_other_strides_sizes_and_norms(name):
     assert_close(reconstruction[:, :, ::2, ::2], channels_last(vectors["reconstruction"]), 1e-5)
 
 
+def test_batch_norm_in_training():
+    """Statistics of the batch instead of the stored ones, which move towards them; embeddings are those of the given codes."""
+    vectors = load_vectors("vqgan_more/batch_norm")
+    given, weights = ast.literal_eval(str(vectors["config"])), state_dict_of(vectors)
+    config = dataclasses.replace(CONFIG, compression=given["down"], hidden=given["hidden"], codes=given["codes"],
+                                 code_width=given["code_width"], norm="batch")
+    params, codebook = tokenizer_from_official(weights, config)
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: autoencoder.Tokenizer(config, rngs=nnx.Rngs(0))))
+    video = channels_last(vectors["video"].astype(np.float32))
+
+    def run(params):
+        tokenizer = nnx.merge(graphdef, params)
+        tokenizer.train()
+        features = tokenizer.encode(video)
+        reconstruction = tokenizer.decode(quantizers.lookup(codebook, vectors["indices"]))
+        loss = jnp.mean(features**2) + jnp.mean(jnp.abs(reconstruction - video))
+        return loss, (features, reconstruction, nnx.state(tokenizer, nnx.BatchStat))
+
+    gradients, (features, reconstruction, statistics) = jax.jit(jax.grad(run, has_aux=True))(params)
+    assert_close(features, channels_last(vectors["training/pre_vq"]), 1e-5)
+    assert_close(reconstruction[:, :, ::2, ::2], channels_last(vectors["training/reconstruction"]), 1e-5)
+    kernel = vectors["training/gradient/encoder.conv_first.conv.weight"]
+    assert_close(gradients["encoder"]["first"]["kernel"][...], np.moveaxis(kernel, (0, 1), (-1, -2)), 1e-4)
+    assert_close(gradients["decoder"]["norm"]["scale"][...], vectors["training/gradient/decoder.final_block.0.weight"], 1e-4)
+
+    after = {name.removeprefix("training/after/"): value for name, value in vectors.items() if "after/" in name}
+    expected, _ = tokenizer_from_official(weights | after, config)
+    leaves = jax.tree_util.tree_leaves_with_path(statistics)
+    assert len(leaves) == len(after)
+    of_official = dict(jax.tree_util.tree_leaves_with_path(expected))
+    for path, leaf in leaves:
+        assert_close(leaf, of_official[path], 1e-5)
+
+
 @pytest.mark.parametrize("ours, official_name", [("frame_discriminator", "image"), ("clip_discriminator", "video")])
 def test_discriminators_judge_as_the_official_ones(vectors, state_dict, ours, official_name):
     discriminator = discriminator_of(state_dict, ours, channels=8, layers=3)

@@ -15,6 +15,7 @@ CHOICES = {
     "gradient": {"tokenizer__quantizer": "gradient"},
     "fsq": {"tokenizer__quantizer": "fsq", "tokenizer__levels": (4, 2, 2), "tokenizer__code_width": 3},
     "lfq": {"tokenizer__quantizer": "lfq", "tokenizer__code_width": 4},
+    "batch": {"tokenizer__norm": "batch", "tokenizer__patch": (1, 1, 1), "tokenizer__training__accumulation": 2},
     "causal": {"tokenizer__causal": True, "tokenizer__norm": "token", "data__frames": 9},
     "images": {"tokenizer__causal": True, "tokenizer__norm": "token", "data__frames": 1},
 }
@@ -40,7 +41,7 @@ def test_the_whole_pipeline_runs_with(choice, tmp_path):
     mesh = tokenizer.mesh_lib.make_mesh(config.mesh)
     done = json.loads((tmp_path / "tokenizer" / "done.json").read_text())
     assert tokenizer.load_tokenizer(config, tmp_path, mesh).content_hash == done["tokenizer"]
-    with pytest.raises(UserError, match="The tokenizer in .* has (quantizer|causal)"):
+    with pytest.raises(UserError, match="The tokenizer in .* has (quantizer|causal|patch|norm)"):
         tokenizer.load_tokenizer(from_config_dict(tiny_config(mesh__data=1)), tmp_path, mesh)
 
 
