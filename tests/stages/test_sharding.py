@@ -66,8 +66,8 @@ def trained_transformer(axes):
 
 @functools.cache
 def trained_tokenizer(axes):
-    # The official network, all of whose convolutions reach over the borders between devices.
-    config = config_on(axes, tokenizer__patch=(1, 1, 1), tokenizer__hidden=32)
+    # The official network, all of whose convolutions reach over the borders between devices, with moments over all clips.
+    config = config_on(axes, tokenizer__patch=(1, 1, 1), tokenizer__hidden=32, tokenizer__norm="batch")
     mesh = mesh_lib.make_mesh(config.mesh)
     parts = tokenizer_stage.training_parts(config)
     create = functools.partial(tokenizer_stage.create_state, config, parts, jax.random.key(0), jax.random.key(1))
