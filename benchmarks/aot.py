@@ -54,17 +54,26 @@ def main() -> None:
     todo = [(c, s, t) for c in asked.configs for s in asked.steps for t in asked.slices if (c, s, t) not in there]
     for name, step, slices in tqdm(todo):
         config = importlib.import_module(f"configs.{name}").get_config()
-        if config.mesh.data == 1:
-            config.mesh.data = -1  # of one device as shipped
+        if config.mesh.data == 1:  # of one device as shipped; what has fewer clips than there are chips splits them
+            count, topology = parts(slices)
+            number = len(chips.devices(topology, count))
+            config.mesh.data = math.gcd(config.transformer.training.batch_size, number)
+            config.mesh.sequence = number // config.mesh.data
         write_row(row(from_config_dict(config), name, step, slices, asked.effort))
 
 
-def row(config: Config, name: str, step: str, slices: str, effort: float) -> str:
+def parts(slices: str) -> tuple[int, str]:
+    """(2, "v5e:2x2") of "2xv5e:2x2"."""
     count, topology = slices.split("x", 1) if slices[0].isdigit() else ("1", slices)
-    chip, devices = chips.of_topology(topology), chips.devices(topology, int(count))
+    return int(count), topology
+
+
+def row(config: Config, name: str, step: str, slices: str, effort: float) -> str:
+    count, topology = parts(slices)
+    chip, devices = chips.of_topology(topology), chips.devices(topology, count)
     first = f"| {name} | {step} | {slices} | {len(devices)} |"
     try:
-        made = [once(one, slices, chip, int(count), effort) for one in programs.programs(step, config, devices)]
+        made = [once(one, slices, chip, count, effort) for one in programs.programs(step, config, devices)]
     except report.DoesNotFit as error:
         return f"{first} does not fit: {str(error).split('; ')[-1]} |"
     except UserError as error:  # the batch does not go into so many chips

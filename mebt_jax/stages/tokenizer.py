@@ -207,7 +207,7 @@ def discriminator_step(state: TrainState, video: jax.Array, frame: jax.Array, pa
     def loss_fn(params: nnx.State, piece: tuple[jax.Array, jax.Array], _: Any) -> tuple[jax.Array, adversarial.Verdict]:
         judges = nnx.merge(parts.opponents, params, adversary.statistics)
         real = clips.to_float(piece[0])
-        tokenizer = nnx.merge(parts.graphdef, state.params)
+        tokenizer = nnx.merge(parts.graphdef, state.params, copy=True)  # its norms may only be written to where they were made
         tokenizer.train()
         _, output = losses.code_loss(tokenizer, state.statistics, real, config)
         loss, verdict = adversarial.discriminator_loss(judges, output.reconstruction, real, piece[1], adversary.logits,

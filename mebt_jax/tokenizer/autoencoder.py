@@ -23,7 +23,7 @@ from mebt_jax.runtime.checkpoints import content_hash
 from mebt_jax.runtime.mesh import constrain
 from mebt_jax.tokenizer import quantizers
 from mebt_jax.tokenizer.convolutions import Past, SameConv3d, SameConvTranspose3d, Size
-from mebt_jax.tokenizer.norms import make_norm
+from mebt_jax.tokenizer.norms import BatchNorm, make_norm
 
 COLOURS = 3
 OUTPUT_GAIN = 0.1  # of the last convolution: an untrained decoder paints mid-grey instead of noise
@@ -203,12 +203,14 @@ class ResidualBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, past: Past | None) -> jax.Array:
         def half(norm: nnx.Module, conv: SameConv3d, x: jax.Array) -> jax.Array:
-            return conv(jax.nn.silu(norm(x)), past)
-
-        if past is None:  # a checkpoint would not let out what the layers tell the past
+            norm = norm.for_batch(x) if isinstance(norm, BatchNorm) else norm
+            convolved = lambda x: conv(jax.nn.silu(norm(x)), past)  # noqa: E731
+            if past is not None:
+                return convolved(x)  # a checkpoint would not let out what the layers tell the past
             # The way back makes norm, silu and padding anew, which costs little, and not the convolution, since its gradients need
             # its input alone: one array is kept where there would be three or four.
-            half = nnx.remat(half)
+            return jax.checkpoint(convolved)(x)
+
         return x + half(self.norm2, self.conv2, half(self.norm1, self.conv1, x))
 
 

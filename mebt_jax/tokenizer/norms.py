@@ -1,5 +1,8 @@
 """Normalisations of the convolutional networks; statistics in float32 whatever the compute precision."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -40,11 +43,15 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., C] -> [..., C] in the compute type."""
+        return self.for_batch(x)(x)
+
+    def for_batch(self, x: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        """The normalisation of a batch [..., C], which moves no statistics any more and so may be checkpointed."""
         if self.use_running_average:
-            return self.normalize(x, self.mean[...], self.variance[...])
+            return functools.partial(self.normalize, mean=self.mean[...], variance=self.variance[...])
         mean, variance, unbiased = batch_moments(x)
         self.mean[...], self.variance[...] = moved(self.mean[...], mean), moved(self.variance[...], unbiased)
-        return self.normalize(x, mean, variance)
+        return functools.partial(self.normalize, mean=mean, variance=variance)
 
     def normalize(self, x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
         """[..., C] with the given mean and variance [C], such as those of the batch, in place of the stored ones."""

@@ -15,7 +15,6 @@ CHOICES = {
     "gradient": {"tokenizer__quantizer": "gradient"},
     "fsq": {"tokenizer__quantizer": "fsq", "tokenizer__levels": (4, 2, 2), "tokenizer__code_width": 3},
     "lfq": {"tokenizer__quantizer": "lfq", "tokenizer__code_width": 4},
-    "batch": {"tokenizer__norm": "batch", "tokenizer__patch": (1, 1, 1), "tokenizer__training__accumulation": 2},
     "causal": {"tokenizer__causal": True, "tokenizer__norm": "token", "data__frames": 9},
     "images": {"tokenizer__causal": True, "tokenizer__norm": "token", "data__frames": 1},
 }
@@ -41,8 +40,25 @@ def test_the_whole_pipeline_runs_with(choice, tmp_path):
     mesh = tokenizer.mesh_lib.make_mesh(config.mesh)
     done = json.loads((tmp_path / "tokenizer" / "done.json").read_text())
     assert tokenizer.load_tokenizer(config, tmp_path, mesh).content_hash == done["tokenizer"]
-    with pytest.raises(UserError, match="The tokenizer in .* has (quantizer|causal|patch|norm)"):
+    with pytest.raises(UserError, match="The tokenizer in .* has (quantizer|causal)"):
         tokenizer.load_tokenizer(from_config_dict(tiny_config(mesh__data=1)), tmp_path, mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compiler")
+def test_batch_norm_trains_against_discriminators_in_pieces(tmp_path):
+    adversarial = {"frame_weight": 1.0, "clip_weight": 1.0, "start": 2, "warmup": 0, "channels": 4}
+    config = from_config_dict(tiny_config(
+        mesh__data=1, tokenizer__norm="batch", tokenizer__patch=(1, 1, 1), tokenizer__training__accumulation=2,
+        tokenizer__training__steps=4, **{f"tokenizer__adversarial__{name}": value for name, value in adversarial.items()}))
+    data.run(config, tmp_path)
+    tokenizer.run(config, tmp_path)
+    for line in (tmp_path / "tokenizer" / "metrics.jsonl").read_text().splitlines():
+        assert all(math.isfinite(value) for value in json.loads(line).values())
+    trained = tokenizer.load_tokenizer(config, tmp_path, tokenizer.mesh_lib.make_mesh(config.mesh))
+    assert trained.content_hash == json.loads((tmp_path / "tokenizer" / "done.json").read_text())["tokenizer"]
+    norm = trained.params["decoder"]["norm"]
+    assert np.abs(norm["mean"][...]).min() > 0 and np.abs(norm["variance"][...] - 1).min() > 0  # 0 and 1 at the start
 
 
 @pytest.mark.slow
