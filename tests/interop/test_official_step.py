@@ -26,9 +26,10 @@ NAMES = {"frame": ("frame_discriminator", "image"), "clip": ("clip_discriminator
 
 
 def config(loss="hinge"):
-    """The recipe at the sizes of the vectors."""
+    """The recipe at the sizes of the vectors, and with their norm."""
     values = base.get_config()
     tokenizer_ucf.use_recipe(values.tokenizer)
+    values.tokenizer.norm = "group"
     values.tokenizer.adversarial.update(
         frame_weight=float(STEP["image_gan_weight"]), clip_weight=float(STEP["video_gan_weight"]), channels=8, loss=loss)
     tokenizer = config_module.from_config_dict(values).tokenizer
