@@ -5,7 +5,7 @@
 `--only "train step, small"` measures one of the titles, and `--keep` holds what earlier calls found, to go on from.
 
 Paper size (width 1,024, 24 layers, 256 latents, 128x128): operations of the matrix products from the traced programs, and
-memory beyond weights, gradients, averages and moments from the compiler's analysis for this machine, float32, batch 1, remat as in ucf128; of
+memory beyond weights, averages and moments from the compiler's analysis for this machine, float32, batch 1, remat as in ucf128; of
 decoding in 160 passes as ucf128 does it, memory of a pass that predicts all tokens. Small (width 128, 6 layers, 64 latents): seconds
 on this machine, of decoding in 4 passes; attention of all tokens to all as far as its scores fit. The exponents are slopes of
 a straight line through the logarithms from 64 frames on (4,096 tokens), where the 256 latents no longer matter much; "from 16" is
@@ -83,8 +83,8 @@ def train_program(config: Config) -> programs.Program:
 
 
 def train_memory(config: Config) -> int:
-    """Bytes beyond weights, their gradients, averages and moments, by the compiler's analysis."""
-    return train_program(config).traced.lower().compile(QUICK).memory_analysis().temp_size_in_bytes - weight_bytes(config)
+    """Bytes beyond weights, their averages and moments, by the compiler's analysis; gradients are a part of them."""
+    return train_program(config).traced.lower().compile(QUICK).memory_analysis().temp_size_in_bytes
 
 
 def sample_memory(config: Config) -> int:
