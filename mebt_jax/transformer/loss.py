@@ -61,7 +61,7 @@ def _sum_over_blocks(hidden: jax.Array, codes: jax.Array, valid: jax.Array, kern
     def add(sums: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         hidden, codes, valid = block
         logits, _ = _logits_by_copies(hidden, kernels, dtype)
-        return sums + _sums(logits, codes, valid, label_smoothing), None
+        return sums + _sums(logits, _scores(logits, codes), valid, label_smoothing), None
 
     return jax.lax.scan(add, jnp.zeros(3), (hidden, codes, valid))[0]
 
@@ -73,14 +73,16 @@ def _forward(hidden: jax.Array, codes: jax.Array, valid: jax.Array, kernels: jax
         hidden, codes, valid = block
         a, s = kernels.shape[:2]
         logits, parts = _logits_by_copies(hidden, kernels, dtype)  # [B, m, V], [a, s, b, m', D]
+        scores = _scores(logits, codes)
         wanted = (1.0 - label_smoothing) * _is_target(logits, codes) + label_smoothing / logits.shape[-1]
-        of_logits = jnp.where(valid[..., None], jax.nn.softmax(logits, axis=-1) - wanted, 0.0).astype(dtype)
+        # From the sum at hand, and not by softmax, so that no other array of the size of the logits is made on the way.
+        of_logits = jnp.where(valid[..., None], jnp.exp(logits - scores[0][..., None]) - wanted, 0.0).astype(dtype)
         of_logits = constrain(_in_copies(of_logits, a, s), "batch", "tokens", None, None, "codes")
         # Written out, since what differentiation makes of the head's is transposed, and copied as it is added (on a CPU 3 % of a step).
         of_kernel = jnp.einsum("asbmd,asbmv->asdv", parts, of_logits, preferred_element_type=jnp.float32)
         of_parts = jnp.einsum("asbmv,asdv->asbmd", of_logits, kernels.astype(dtype), preferred_element_type=jnp.float32)
         of_hidden = einops.rearrange(of_parts, "a s b m d -> (a b) (s m) d").astype(hidden.dtype)
-        return (sums + _sums(logits, codes, valid, label_smoothing), of_kernels + of_kernel), of_hidden
+        return (sums + _sums(logits, scores, valid, label_smoothing), of_kernels + of_kernel), of_hidden
 
     start = constrain(jnp.zeros_like(kernels), "batch", "tokens", None, "codes")
     (sums, of_kernels), of_hidden = jax.lax.scan(add, (jnp.zeros(3), start), (hidden, codes, valid))
@@ -96,9 +98,9 @@ def _backward(dtype: jnp.dtype, label_smoothing: float, gradients: tuple[jax.Arr
 _sum_over_blocks.defvjp(_forward, _backward)
 
 
-def _sums(logits: jax.Array, codes: jax.Array, valid: jax.Array, label_smoothing: float) -> jax.Array:
-    """Those of one block [B, m, V], [B, m], [B, m]."""
-    log_total, of_target, right = _scores(logits, codes)
+def _sums(logits: jax.Array, scores: tuple[jax.Array, ...], valid: jax.Array, label_smoothing: float) -> jax.Array:
+    """Those of one block [B, m, V], its `_scores` and [B, m]."""
+    log_total, of_target, right = scores
     loss = nll = log_total - of_target
     if label_smoothing > 0:  # the cross-entropy against the uniform distribution is one more look at every logit
         loss = (1.0 - label_smoothing) * nll + label_smoothing * (log_total - jnp.mean(logits, axis=-1))
