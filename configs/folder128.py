@@ -2,9 +2,9 @@
 
     python -m mebt_jax.main --config=configs/folder128.py --config.data.path=DIR
 
-DIR as in configs/folder.py, from which all else comes. The steps are meant for a handful of scenes and an hour of 2 CPU cores, of which
-the tokenizer takes 37 minutes (benchmarks/RESULTS.md); clips are then recognisable patchwork. On a GPU set config.tokenizer.adversarial.frame_weight and clip_weight
-to 1: discriminators sharpen what squared errors blur.
+DIR as in configs/folder.py, from which all else comes. The steps are meant for a handful of scenes and an hour of 2 CPU cores, of
+which the tokenizer takes 37 minutes (benchmarks/RESULTS.md); clips are then recognisable patchwork. On a GPU set
+config.tokenizer.adversarial.frame_weight and clip_weight to 1: discriminators sharpen what squared errors blur.
 """
 
 from ml_collections import ConfigDict

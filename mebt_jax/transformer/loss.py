@@ -78,7 +78,8 @@ def _forward(hidden: jax.Array, codes: jax.Array, valid: jax.Array, kernels: jax
         # From the sum at hand, and not by softmax, so that no other array of the size of the logits is made on the way.
         of_logits = jnp.where(valid[..., None], jnp.exp(logits - scores[0][..., None]) - wanted, 0.0).astype(dtype)
         of_logits = constrain(_in_copies(of_logits, a, s), "batch", "tokens", None, None, "codes")
-        # Written out, since what differentiation makes of the head's is transposed, and copied as it is added (on a CPU 3 % of a step).
+        # Written out, since what differentiation makes of the head's is transposed, and copied as it is added: on a CPU 6 % of a
+        # step (benchmarks/RESULTS.md).
         of_kernel = jnp.einsum("asbmd,asbmv->asdv", parts, of_logits, preferred_element_type=jnp.float32)
         of_parts = jnp.einsum("asbmv,asdv->asbmd", of_logits, kernels.astype(dtype), preferred_element_type=jnp.float32)
         of_hidden = einops.rearrange(of_parts, "a s b m d -> (a b) (s m) d").astype(hidden.dtype)
