@@ -86,6 +86,7 @@ def test_other_strides_sizes_and_norms(name):
     assert_close(reconstruction[:, :, ::2, ::2], channels_last(vectors["reconstruction"]), 1e-5)
 
 
+@pytest.mark.slow
 def test_batch_norm_in_training():
     """Statistics of the batch instead of the stored ones, which move towards them; embeddings are those of the given codes."""
     vectors = load_vectors("vqgan_more/batch_norm")
