@@ -55,21 +55,21 @@ def main() -> None:
     for name, step, slices in tqdm(todo):
         config = importlib.import_module(f"configs.{name}").get_config()
         if config.mesh.data == 1:  # of one device as shipped; what has fewer clips than there are chips splits them
-            count, topology = parts(slices)
+            count, topology = count_and_topology(slices)
             number = len(chips.devices(topology, count))
             config.mesh.data = math.gcd(config.transformer.training.batch_size, number)
             config.mesh.sequence = number // config.mesh.data
         write_row(row(from_config_dict(config), name, step, slices, asked.effort))
 
 
-def parts(slices: str) -> tuple[int, str]:
+def count_and_topology(slices: str) -> tuple[int, str]:
     """(2, "v5e:2x2") of "2xv5e:2x2"."""
     count, topology = slices.split("x", 1) if slices[0].isdigit() else ("1", slices)
     return int(count), topology
 
 
 def row(config: Config, name: str, step: str, slices: str, effort: float) -> str:
-    count, topology = parts(slices)
+    count, topology = count_and_topology(slices)
     chip, devices = chips.of_topology(topology), chips.devices(topology, count)
     first = f"| {name} | {step} | {slices} | {len(devices)} |"
     try:

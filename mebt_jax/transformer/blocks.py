@@ -146,7 +146,7 @@ def linear(inputs: int, outputs: int, dtype: jnp.dtype, rngs: nnx.Rngs, *, bias:
 
 
 def _product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    """[B, S, D] times [D, K], in the place of the `dot_general` of a linear layer."""
+    """[B, S, D] times [D, K], in the place of the `dot_general` of a linear layer, whose other arguments are at their defaults."""
     return _times(x, kernel)
 
 

@@ -58,7 +58,7 @@ def cudnn_attend(query: jax.Array, key: jax.Array, value: jax.Array, valid: jax.
     # It can leave out keys at the end only; in what order they come makes no difference.
     order = jnp.argsort(~valid, axis=1, stable=True)  # [B, S]
     number = valid.sum(axis=1, dtype=jnp.int32)  # [B]
-    rows = jnp.arange(len(valid))[:, None]
+    rows = jnp.arange(len(valid))[:, None]  # [B, 1]
     key, value = (x.at[rows, order].get(unique_indices=True, mode="promise_in_bounds") for x in (key, value))
     result = jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=jnp.maximum(number, 1),  # 0 is an error there
                                           implementation=implementation)

@@ -77,7 +77,7 @@ def _forward(hidden: jax.Array, codes: jax.Array, valid: jax.Array, kernels: jax
         wanted = (1.0 - label_smoothing) * _is_target(logits, codes) + label_smoothing / logits.shape[-1]
         # From the sum at hand, and not by softmax, so that no other array of the size of the logits is made on the way.
         of_logits = jnp.where(valid[..., None], jnp.exp(logits - scores[0][..., None]) - wanted, 0.0).astype(dtype)
-        of_logits = constrain(_in_copies(of_logits, a, s), "batch", "tokens", None, None, "codes")
+        of_logits = constrain(_in_copies(of_logits, a, s), "batch", "tokens", None, None, "codes")  # [a, s, b, m', V]
         # Written out, since what differentiation makes of the head's is transposed, and copied as it is added: on a CPU 6 % of a
         # step (benchmarks/RESULTS.md).
         of_kernel = jnp.einsum("asbmd,asbmv->asdv", parts, of_logits, preferred_element_type=jnp.float32)

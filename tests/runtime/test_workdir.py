@@ -28,7 +28,7 @@ def test_a_workdir_without_results_is_free(tmp_path):
 
 @pytest.mark.parametrize("change", [
     {"transformer__training__steps": 9}, {"sample__seed": 4}, {"mesh__fsdp": 2}, {"tokenizer__training__log_every": 1},
-    {"transformer__remat": "block"}, {"masking__splits": 2}, {"data__workers": 2}, {"name": "other"},
+    {"transformer__remat": "block"}, {"transformer__attention": "sums"}, {"masking__splits": 2}, {"data__workers": 2}, {"name": "other"},
 ])
 def test_fields_that_may_change_are_taken_over(tmp_path, change):
     workdir_lib.claim(config(), tmp_path)

@@ -113,7 +113,8 @@ def test_what_the_gpu_kernel_is_given_makes_it_equal_the_sums():
 
 def test_a_program_for_gpus_uses_cudnn_where_it_can(monkeypatch):
     monkeypatch.setattr(attention, "platform", lambda: "gpu")
-    monkeypatch.setattr(kernels.jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability="9.0")])
+    device = types.SimpleNamespace(compute_capability="9.0")
+    monkeypatch.setattr(kernels.jax, "local_devices", lambda: [device])
     # JAX asks the driver before it makes the program.
     from jax._src.cudnn import fused_attention_stablehlo as fused
     monkeypatch.setattr(fused, "cuda_versions", types.SimpleNamespace(cudnn_get_version=lambda: 91900))
@@ -130,6 +131,8 @@ def test_a_program_for_gpus_uses_cudnn_where_it_can(monkeypatch):
     for not_for_it in ({"dtype": jnp.float32}, {"queries": 15}, {"how": "sums"},
                        {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)}):
         assert "__cudnn" not in lowered(**not_for_it), not_for_it
+    for device.compute_capability in ("7.5", "gfx90a"):  # too old, and AMD's
+        assert "__cudnn" not in lowered(), device
 
 
 def test_a_program_for_tpus_uses_their_kernel(monkeypatch):
