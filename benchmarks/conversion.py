@@ -1,9 +1,11 @@
-"""Time and peak memory of converting a full-size official checkpoint and of writing it back, against copying the file.
+"""Time and peak memory of converting a full-size official checkpoint and of writing it back,
+against copying the file.
 
     python -m benchmarks.conversion
 
-Makes the checkpoint itself: MeBT of 128 frames with TATS's tokenizer, its discriminators and LPIPS inside, random weights.
-Peak memory counts the pages of the mapped file that are resident, which the system may drop at any time.
+Makes the checkpoint itself: MeBT of 128 frames with TATS's tokenizer, its discriminators and LPIPS
+inside, random weights. Peak memory counts the pages of the mapped file that are resident, which the
+system may drop at any time.
 """
 
 import argparse
@@ -19,16 +21,25 @@ import numpy as np
 
 from configs import base
 from mebt_jax.config import Config, from_config_dict
-from mebt_jax.interop.features import lpips_part
-from mebt_jax.interop.settings import official_hyper_parameters
-from mebt_jax.interop.tokenizer import DISCRIMINATORS, PERCEPTUAL_PREFIX, discriminator_part, tokenizer_parts
+from mebt_jax.interop.feature_weights import lpips_part
+from mebt_jax.interop.mebt_weights import TOKENIZER_PREFIX, transformer_part
+from mebt_jax.interop.official_settings import official_hyper_parameters
+from mebt_jax.interop.tokenizer_weights import (
+    DISCRIMINATORS,
+    PERCEPTUAL_PREFIX,
+    discriminator_part,
+    tokenizer_parts,
+)
 from mebt_jax.interop.torch_files import write_torch_file
-from mebt_jax.interop.transformer import TOKENIZER_PREFIX, transformer_part
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, help="where the files go, three times the checkpoint; default a temporary one")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the files go, three times the checkpoint; default a temporary one",
+    )
     with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as folder:
         measure(Path(folder))
 
@@ -44,7 +55,10 @@ def measure(folder: Path) -> None:
     copying = time.perf_counter() - start
     (folder / "copy").unlink()
     print(f"checkpoint {size / 1e9:.2f} GB, copied in {copying:.1f} s")
-    commands = {"convert": [source, "--out", converted], "to-official": [converted, "--out", back, "--to-official"]}
+    commands = {
+        "convert": [source, "--out", converted],
+        "to-official": [converted, "--out", back, "--to-official"],
+    }
     for what, arguments in commands.items():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         start = time.perf_counter()
@@ -53,24 +67,35 @@ def measure(folder: Path) -> None:
         seconds = time.perf_counter() - start
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        # The largest child so far: the first is `convert`, and `to-official` shows only if it is larger still.
-        print(f"{what:12s} {seconds:6.1f} s ({seconds / copying:.1f} copies), {processor:.1f} s of processor time, largest process "
-              f"so far {after.ru_maxrss * 1024 / 1e9:.2f} GB ({after.ru_maxrss * 1024 / size:.1f} checkpoints)")
+        # The largest child so far: the first is `convert`, and `to-official` shows only if it is
+        # larger still.
+        print(
+            f"{what:12s} {seconds:6.1f} s ({seconds / copying:.1f} copies), {processor:.1f} s of "
+            "processor time, largest process "
+            f"so far {after.ru_maxrss * 1024 / 1e9:.2f} GB ({after.ru_maxrss * 1024 / size:.1f} "
+            "checkpoints)"
+        )
 
 
 def official_arrays(config: Config) -> tuple[dict[str, np.ndarray], dict]:
     """State dict with random weights, and hyper-parameters, of the official MeBT of a config."""
-    shapes = transformer_part(config.transformer, config.tokenizer.codes, int(np.prod(config.grid)))[1].official_shapes()
+    shapes = transformer_part(
+        config.transformer, config.tokenizer.codes, int(np.prod(config.grid))
+    )[1].official_shapes()
     tokenizer = {}
     for part in tokenizer_parts(config.tokenizer).values():
         tokenizer |= part.official_shapes()
     for name in DISCRIMINATORS:
         tokenizer |= discriminator_part(name, channels=64, layers=3)[1].official_shapes()
-    tokenizer |= {PERCEPTUAL_PREFIX + name: shape for name, shape in lpips_part()[1].official_shapes().items()}
+    tokenizer |= {
+        PERCEPTUAL_PREFIX + name: shape for name, shape in lpips_part()[1].official_shapes().items()
+    }
     shapes |= {TOKENIZER_PREFIX + name: shape for name, shape in tokenizer.items()}
     draws = np.random.default_rng(0)
-    return ({name: draws.standard_normal(shape, np.float32) for name, shape in shapes.items()},
-            official_hyper_parameters(config))
+    return (
+        {name: draws.standard_normal(shape, np.float32) for name, shape in shapes.items()},
+        official_hyper_parameters(config),
+    )
 
 
 if __name__ == "__main__":

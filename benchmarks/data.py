@@ -1,11 +1,13 @@
-"""How fast a set is prepared and read, against decoding the videos anew for each clip. Makes its own videos.
+"""How fast a set is prepared and read, against decoding the videos anew for each clip. Makes its
+own videos.
 
     python -m benchmarks.data
 
-Rates are per second of processor time over all threads, that is per core, so other programs on the machine disturb them
-little. "Decoding the videos" seeks to the key frame before the window (x264's default is one in 250 frames) and decodes from
-there to the end of the window. The videos are of the size of UCF-101, moving shapes under film grain, so that neither codec has
-it easier than with real ones. With --folder it measures the videos of a folder instead.
+Rates are per second of processor time over all threads, that is per core, so other programs on the
+machine disturb them little. "Decoding the videos" seeks to the key frame before the window (x264's
+default is one in 250 frames) and decodes from there to the end of the window. The videos are of the
+size of UCF-101, moving shapes under film grain, so that neither codec has it easier than with real
+ones. With --folder it measures the videos of a folder instead.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import numpy as np
 from configs import base
 from mebt_jax.config import Config, from_config_dict
 from mebt_jax.data import pipeline, preparation, sources, token_cache
-from mebt_jax.data.moving_shapes import MovingShapes
+from mebt_jax.data.worlds.moving_shapes import MovingShapes
 from mebt_jax.runtime import pictures
 
 VIDEO_FRAMES = 300
@@ -33,11 +35,26 @@ BATCH = 4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--videos", type=int, default=6)
-    parser.add_argument("--folder", type=Path, help="videos to use instead of made ones, each longer than 128 frames")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="videos to use instead of made ones, each longer than 128 frames",
+    )
     parser.add_argument("--clips", type=int, default=64, help="clips per measurement")
     parser.add_argument("--resolution", type=int, default=128)
-    parser.add_argument("--frames", type=int, nargs="+", choices=(16, 128), default=(16, 128), help="lengths of clips to measure")
-    parser.add_argument("--workers", type=int, help="measure that many worker processes instead, by the clock: on a quiet machine")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        nargs="+",
+        choices=(16, 128),
+        default=(16, 128),
+        help="lengths of clips to measure",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help="measure that many worker processes instead, by the clock: on a quiet machine",
+    )
     options = parser.parse_args()
 
     config = base.get_config()
@@ -56,11 +73,16 @@ def main() -> None:
                 continue
             direct = direct_clips(sorted(folder.iterdir()), frames, options.resolution)
             theirs = rate(lambda: next(direct), 1, options.clips)
-            print(f"{frames} frames of {options.resolution}x{options.resolution}: decoding the videos {theirs:.1f} clips/s per "
-                  f"core")
+            print(
+                f"{frames} frames of {options.resolution}x{options.resolution}: decoding the "
+                f"videos {theirs:.1f} clips/s per "
+                f"core"
+            )
             for quality in (95, 0):
                 config.data.jpeg_quality = quality
-                measure_folder(from_config_dict(config), Path(temporary) / "run", options.clips, theirs)
+                measure_folder(
+                    from_config_dict(config), Path(temporary) / "run", options.clips, theirs
+                )
             measure_tokens(from_config_dict(config), Path(temporary) / "run", options.clips, theirs)
 
     if options.workers is not None:
@@ -79,10 +101,14 @@ def write_videos(folder: Path, number: int) -> None:
     shapes = MovingShapes(number, VIDEO_FRAMES, VIDEO_SIZE, seed=0)
     rng = np.random.default_rng(0)
     for i in range(number):
-        video = np.pad(shapes[i]["video"], ((0, 0), (0, 0), (VIDEO_SIZE // 6,) * 2, (0, 0)), mode="reflect").astype(np.float32)
+        video = np.pad(
+            shapes[i]["video"], ((0, 0), (0, 0), (VIDEO_SIZE // 6,) * 2, (0, 0)), mode="reflect"
+        ).astype(np.float32)
         for frame in video:
             frame += rng.normal(0, GRAIN, frame.shape)
-        pictures.write_mp4(folder / f"{i}.mp4", video.clip(0, 255).astype(np.uint8), frames_per_second=25)
+        pictures.write_mp4(
+            folder / f"{i}.mp4", video.clip(0, 255).astype(np.uint8), frames_per_second=25
+        )
 
 
 def measure_folder(config: Config, workdir: Path, num_clips: int, direct: float) -> None:
@@ -96,33 +122,52 @@ def measure_folder(config: Config, workdir: Path, num_clips: int, direct: float)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     batches = pipeline.train_batches(sources.open_sources(config, workdir), config, BATCH)
     ours = rate(lambda: next(batches), BATCH, num_clips)
-    print(f"  quality {data.jpeg_quality}: {ours:.1f} clips/s per core, {ours / direct:.1f} times; prepared at "
-          f"{frames / prepared:.0f} frames/s per core (checking included), {size / frames / 1e3:.1f} kB a frame on disk")
+    print(
+        f"  quality {data.jpeg_quality}: {ours:.1f} clips/s per core, {ours / direct:.1f} times; "
+        "prepared at "
+        f"{frames / prepared:.0f} frames/s per core (checking included), {size / frames / 1e3:.1f} "
+        "kB a frame on disk"
+    )
 
 
 def measure_workers(config: Config, workdir: Path, num_clips: int) -> None:
-    """Prints how many clips a second the worker processes hand over, as a training loop meets them."""
+    """Prints how many clips a second the worker processes hand over, as a training loop meets
+    them.
+    """
     data = config.data
     sources.prepare(config, workdir)
     batches = pipeline.train_batches(sources.open_sources(config, workdir), config, BATCH)
     ours = rate(lambda: next(batches), BATCH, num_clips, clock=time.perf_counter)
-    print(f"{data.frames} frames of {data.resolution}x{data.resolution}, quality {data.jpeg_quality}, {data.workers} workers: "
-          f"{ours:.1f} clips/s")
+    print(
+        f"{data.frames} frames of {data.resolution}x{data.resolution}, quality "
+        f"{data.jpeg_quality}, {data.workers} workers: "
+        f"{ours:.1f} clips/s"
+    )
 
 
 def measure_tokens(config: Config, workdir: Path, num_clips: int, direct: float) -> None:
-    """Prints the rate of reading stored tokens; a tokenizer that takes no time stands in for a real one."""
+    """Prints the rate of reading stored tokens; a tokenizer that takes no time stands in for a real
+    one.
+    """
     opened = sources.open_sources(config, workdir)
     t, h, w = config.tokenizer.compression
-    stored = token_cache.prepare(config, workdir, opened, "none", lambda video: video[:, ::t, ::h, ::w, 0].astype(np.int32))
+    stored = token_cache.prepare(
+        config, workdir, opened, "none", lambda video: video[:, ::t, ::h, ::w, 0].astype(np.int32)
+    )
     batches = pipeline.train_batches(stored, config, BATCH)
     ours = rate(lambda: next(batches), BATCH, 4 * num_clips)
     print(f"  stored tokens: {ours:.0f} clips/s per core, {ours / direct:.0f} times")
 
 
-def rate(step: Callable[[], object], clips_per_step: int, num_clips: int, clock: Callable[[], float] = time.process_time
-         ) -> float:
-    """Clips per second, of processor time by default, after enough steps that what was made ahead does not count."""
+def rate(
+    step: Callable[[], object],
+    clips_per_step: int,
+    num_clips: int,
+    clock: Callable[[], float] = time.process_time,
+) -> float:
+    """Clips per second, of processor time by default, after enough steps that what was made ahead
+    does not count.
+    """
     for _ in range(pipeline.BATCHES_AHEAD + 1):
         step()
     start = clock()
@@ -133,7 +178,9 @@ def rate(step: Callable[[], object], clips_per_step: int, num_clips: int, clock:
 
 
 def direct_clips(paths: list[Path], frames: int, resolution: int) -> Iterator[np.ndarray]:
-    """Random windows decoded from the video files: seek to the key frame before, decode up to the end of the window."""
+    """Random windows decoded from the video files: seek to the key frame before, decode up to the
+    end of the window.
+    """
     rng = np.random.default_rng(0)
     while True:
         with av.open(str(paths[rng.integers(len(paths))])) as container:
@@ -141,9 +188,17 @@ def direct_clips(paths: list[Path], frames: int, resolution: int) -> Iterator[np
             ticks = 1 / (stream.average_rate * stream.time_base)
             first = int(rng.integers(stream.frames - frames + 1) * ticks)
             container.seek(first, stream=stream)
-            window = itertools.islice((frame for frame in container.decode(stream) if frame.pts >= first), frames)
-            yield np.stack([frame.to_ndarray(format="rgb24", width=resolution, height=resolution, interpolation="AREA")
-                            for frame in window])
+            window = itertools.islice(
+                (frame for frame in container.decode(stream) if frame.pts >= first), frames
+            )
+            yield np.stack(
+                [
+                    frame.to_ndarray(
+                        format="rgb24", width=resolution, height=resolution, interpolation="AREA"
+                    )
+                    for frame in window
+                ]
+            )
 
 
 if __name__ == "__main__":

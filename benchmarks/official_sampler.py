@@ -1,9 +1,10 @@
-"""Worker of benchmarks/sampling.py and train_step.py: the official PyTorch program, timed in its own process and environment.
+"""Worker of benchmarks/sampling.py and train_step.py: the official PyTorch program, timed in its
+own process and environment.
 
     python benchmarks/official_sampler.py CHECKOUT MODEL
 
-Needs torch, numpy and einops. CHECKOUT is a checkout of github.com/Ugness/MeBT, MODEL a JSON object (see `Official`). Reads one
-JSON request a line and answers each with one line.
+Needs torch, numpy and einops. CHECKOUT is a checkout of github.com/Ugness/MeBT, MODEL a JSON object
+(see `Official`). Reads one JSON request a line and answers each with one line.
 """
 
 import ctypes
@@ -18,7 +19,9 @@ import numpy as np
 
 
 def random_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The weight of a parameter as a function of its official name, so that both programs have the same ones."""
+    """The weight of a parameter as a function of its official name, so that both programs have the
+    same ones.
+    """
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
     if len(shape) == 1:
         return (noise * 0.1 + name.endswith("weight")).astype(np.float32)
@@ -27,12 +30,18 @@ def random_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def memory_kib(field: str) -> int:
     """A field of this process's memory: VmRSS now, VmHWM its peak."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    )
     return int(line.split()[1])
 
 
 def reset_peak() -> None:
-    """Begins VmHWM anew, after what was freed (by the compiler, say) and kept by malloc for later has gone back to the system."""
+    """Begins VmHWM anew, after what was freed (by the compiler, say) and kept by malloc for later
+    has gone back to the system.
+    """
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
@@ -50,53 +59,118 @@ class Official:
         tokens = int(np.prod(self.grid))
         cls = import_transformer(checkout)
         settings = {
-            "unconditional": True, "vocab_size": model["codes"], "first_stage_vocab_size": model["codes"], "block_size": tokens,
-            "n_layer": len(model["layers"]), "n_head": model["heads"], "n_embd": model["width"], "n_unmasked": 0,
-            "embd_pdrop": 0, "resid_pdrop": 0, "attn_pdrop": 0, "sample_every_n_latent_frames": 0, "first_stage_key": "video",
-            "cond_stage_key": "label", "vtokens": True, "vtokens_pos": False, "vis_epoch": 50, "sos_emb": model["latents"],
-            "avg_loss": True, "class_cond_dim": None, "mode": list(model["layers"])}
-        mask = {"target": "mebt.mask_sampler.MaskGen", "params": {
-            "iid": False, "schedule": "cosine", "max_token": tokens, "method": "mlm", "shape": list(self.grid),
-            "t_range": [0.0, 1.0], "budget": tokens}}
+            "unconditional": True,
+            "vocab_size": model["codes"],
+            "first_stage_vocab_size": model["codes"],
+            "block_size": tokens,
+            "n_layer": len(model["layers"]),
+            "n_head": model["heads"],
+            "n_embd": model["width"],
+            "n_unmasked": 0,
+            "embd_pdrop": 0,
+            "resid_pdrop": 0,
+            "attn_pdrop": 0,
+            "sample_every_n_latent_frames": 0,
+            "first_stage_key": "video",
+            "cond_stage_key": "label",
+            "vtokens": True,
+            "vtokens_pos": False,
+            "vis_epoch": 50,
+            "sos_emb": model["latents"],
+            "avg_loss": True,
+            "class_cond_dim": None,
+            "mode": list(model["layers"]),
+        }
+        mask = {
+            "target": "mebt.mask_sampler.MaskGen",
+            "params": {
+                "iid": False,
+                "schedule": "cosine",
+                "max_token": tokens,
+                "method": "mlm",
+                "shape": list(self.grid),
+                "t_range": [0.0, 1.0],
+                "budget": tokens,
+            },
+        }
         self.model, self.optimizer, self.loss = build(cls, settings, mask).eval(), None, None
         self.shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}
         for name, value in self.model.state_dict().items():
             value.copy_(torch.from_numpy(random_weight(name, tuple(value.shape))))
         self.model.to(self.device)
         reset_peak()
-        self.weights_kib = torch.cuda.memory_allocated() // 1024 if self.device != "cpu" else memory_kib("VmRSS")
+        self.weights_kib = (
+            torch.cuda.memory_allocated() // 1024 if self.device != "cpu" else memory_kib("VmRSS")
+        )
 
     def one_pass(self, kind: str, contexts: int, targets: int, top_k: int, batch: int) -> float:
         """Seconds of one pass with these counts: model, draw, and choice of what to keep."""
         torch, tokens = self.torch, int(np.prod(self.grid))
         positions = torch.stack([torch.randperm(tokens, device=self.device) for _ in range(batch)])
-        context, target = positions[:, :contexts], positions[:, contexts:contexts + targets]
+        context, target = positions[:, :contexts], positions[:, contexts : contexts + targets]
         x = torch.zeros((batch, *self.grid), dtype=torch.long, device=self.device)
         start = self.clock()
         if kind == "revise":
             self.model.revise(x, None, 0.1, None, None, 1, False, context, target)
         else:
-            self.model.sample(x, None, 1.0, top_k or None, None, 1, context, target, context_temperature=2.0,
-                              strategy="bootstrap" if kind == "bootstrap" else "maskgit")
+            self.model.sample(
+                x,
+                None,
+                1.0,
+                top_k or None,
+                None,
+                1,
+                context,
+                target,
+                context_temperature=2.0,
+                strategy="bootstrap" if kind == "bootstrap" else "maskgit",
+            )
         return self.clock() - start
 
     def whole(self, sample: dict, batch: int) -> float:
-        """Seconds of one batch of clips by the scripts' calls: bootstrap and draft, then the revise rounds."""
+        """Seconds of one batch of clips by the scripts' calls: bootstrap and draft, then the revise
+        rounds.
+        """
         torch = self.torch
         x = torch.zeros((batch, *self.grid), dtype=torch.long, device=self.device)
         context = target = None
         start = self.clock()
         if sample["bootstrap_steps"]:
-            x, context, target = self.model.sample(x, None, 1.0, None, None, sample["bootstrap_steps"], strategy="bootstrap",
-                                                   context_temperature=sample["choice_temperature"])
-        x = self.model.sample(x.reshape(batch, *self.grid), None, 1.0, sample["top_k"] or None, None, sample["draft_steps"],
-                              context, target, context_temperature=sample["choice_temperature"])[0]
-        self.model.draft_and_revise(x.reshape(batch, *self.grid), None, n_revise=sample["revise_partitions"],
-                                    revise_t=sample["revise_temperature"], M=sample["revise_rounds"], skip_draft=True)
+            x, context, target = self.model.sample(
+                x,
+                None,
+                1.0,
+                None,
+                None,
+                sample["bootstrap_steps"],
+                strategy="bootstrap",
+                context_temperature=sample["choice_temperature"],
+            )
+        x = self.model.sample(
+            x.reshape(batch, *self.grid),
+            None,
+            1.0,
+            sample["top_k"] or None,
+            None,
+            sample["draft_steps"],
+            context,
+            target,
+            context_temperature=sample["choice_temperature"],
+        )[0]
+        self.model.draft_and_revise(
+            x.reshape(batch, *self.grid),
+            None,
+            n_revise=sample["revise_partitions"],
+            revise_t=sample["revise_temperature"],
+            M=sample["revise_rounds"],
+            skip_draft=True,
+        )
         return self.clock() - start
 
     def train_step(self, contexts: int, batch: int) -> float:
-        """Seconds of one whole step of its training with so many known tokens: loss, accuracies, gradients, AdamW."""
+        """Seconds of one whole step of its training with so many known tokens: loss, accuracies,
+        gradients, AdamW.
+        """
         torch, tokens = self.torch, int(np.prod(self.grid))
         if self.optimizer is None:
             self.model.learning_rate, self.model.weight_decay = 3e-5, 1e-4
@@ -105,7 +179,10 @@ class Official:
         # Training masks 1 - t of the tokens, for a t that is drawn from this range.
         self.model.mask_sampler.schedule, self.model.range = "linear", [contexts / tokens] * 2
         positions = torch.stack([torch.randperm(tokens, device=self.device) for _ in range(batch)])
-        clips = {"video": torch.zeros((batch, *self.grid), dtype=torch.long, device=self.device), "indices": positions}
+        clips = {
+            "video": torch.zeros((batch, *self.grid), dtype=torch.long, device=self.device),
+            "indices": positions,
+        }
         start = self.clock()
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.model.training_step(clips, 0)
@@ -122,24 +199,40 @@ class Official:
 
 
 def import_transformer(checkout: Path) -> type:
-    """The class Net2NetTransformer without what sampling does not use: training loop, video readers, configuration files."""
+    """The class Net2NetTransformer without what sampling does not use: training loop, video
+    readers, configuration files.
+    """
     import torch
 
     lightning = types.ModuleType("pytorch_lightning")
-    lightning.LightningModule = type("LightningModule", (torch.nn.Module,), {
-        "save_hyperparameters": lambda self: None, "log": lambda self, *_, **__: None, "global_step": 0,
-        "device": property(lambda self: next(self.parameters()).device)})
+    lightning.LightningModule = type(
+        "LightningModule",
+        (torch.nn.Module,),
+        {
+            "save_hyperparameters": lambda self: None,
+            "log": lambda self, *_, **__: None,
+            "global_step": 0,
+            "device": property(lambda self: next(self.parameters()).device),
+        },
+    )
     download = types.ModuleType("mebt.download")
     download.load_vqgan = None
     sys.modules |= {"pytorch_lightning": lightning, "mebt.download": download}
-    for name in ("mebt", "mebt.modules"):  # so that their __init__, which import everything, do not run
+    for name in (
+        "mebt",
+        "mebt.modules",
+    ):  # so that their __init__, which import everything, do not run
         sys.modules[name] = types.ModuleType(name)
         sys.modules[name].__path__ = [str(checkout / name.replace(".", "/"))]
     for name in ("skvideo", "skvideo.io", "imageio", "PIL", "PIL.Image"):
         sys.modules.setdefault(name, types.ModuleType(name))
-    sys.modules["skvideo"].io, sys.modules["PIL"].Image = sys.modules["skvideo.io"], sys.modules["PIL.Image"]
+    sys.modules["skvideo"].io, sys.modules["PIL"].Image = (
+        sys.modules["skvideo.io"],
+        sys.modules["PIL.Image"],
+    )
     sys.path.insert(0, str(checkout))
     from mebt.transformer import Net2NetTransformer
+
     return Net2NetTransformer
 
 
@@ -157,7 +250,11 @@ class Settings(dict):
 
 def build(cls: type, settings: dict, mask: dict):
     """The model from plain settings."""
-    return cls(Settings(settings), Settings(params=Settings(ckpt_path="")), Settings(mask, params=Settings(mask["params"])))
+    return cls(
+        Settings(settings),
+        Settings(params=Settings(ckpt_path="")),
+        Settings(mask, params=Settings(mask["params"])),
+    )
 
 
 def main() -> None:
@@ -175,7 +272,17 @@ def main() -> None:
         peak = memory_kib("VmHWM") - official.weights_kib
         if official.device != "cpu":
             peak = official.torch.cuda.max_memory_allocated() // 1024 - official.weights_kib
-        print(json.dumps({"seconds": seconds, "processor": processor, "peak_kib": peak, "loss": official.loss}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "seconds": seconds,
+                    "processor": processor,
+                    "peak_kib": peak,
+                    "loss": official.loss,
+                }
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

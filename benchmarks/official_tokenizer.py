@@ -1,9 +1,10 @@
-"""Worker of benchmarks/tokenizer.py: the official PyTorch modules, timed in their own process and environment.
+"""Worker of benchmarks/tokenizer.py: the official PyTorch modules, timed in their own process and
+environment.
 
     python benchmarks/official_tokenizer.py CHECKOUT SETTINGS
 
-Needs torch and numpy. CHECKOUT is a checkout of github.com/Ugness/MeBT, SETTINGS a JSON object (see `main`). Prints one JSON
-line for each kind of work: encode, decode, train.
+Needs torch and numpy. CHECKOUT is a checkout of github.com/Ugness/MeBT, SETTINGS a JSON object (see
+`main`). Prints one JSON line for each kind of work: encode, decode, train.
 """
 
 import importlib
@@ -13,13 +14,13 @@ import time
 import types
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.official_sampler import memory_kib, reset_peak  # noqa: E402
+from benchmarks.official_sampler import memory_kib, reset_peak
 
 
 def import_modules(checkout: Path) -> tuple[types.ModuleType, types.ModuleType]:
-    """mebt.vqgan and mebt.modules.codebook without what they do not need here: training loop, video readers, VGG."""
+    """mebt.vqgan and mebt.modules.codebook without what they do not need here: training loop, video
+    readers, VGG.
+    """
     import torch
 
     lightning = types.ModuleType("pytorch_lightning")
@@ -27,12 +28,21 @@ def import_modules(checkout: Path) -> tuple[types.ModuleType, types.ModuleType]:
     sys.modules["pytorch_lightning"] = lightning
     for name in ("skvideo", "skvideo.io", "imageio", "PIL", "PIL.Image"):
         sys.modules.setdefault(name, types.ModuleType(name))
-    sys.modules["skvideo"].io, sys.modules["PIL"].Image = sys.modules["skvideo.io"], sys.modules["PIL.Image"]
-    for name in ("mebt", "mebt.modules"):  # so that their __init__, which import everything, do not run
+    sys.modules["skvideo"].io, sys.modules["PIL"].Image = (
+        sys.modules["skvideo.io"],
+        sys.modules["PIL.Image"],
+    )
+    for name in (
+        "mebt",
+        "mebt.modules",
+    ):  # so that their __init__, which import everything, do not run
         sys.modules[name] = types.ModuleType(name)
         sys.modules[name].__path__ = [str(checkout / name.replace(".", "/"))]
     codebook = importlib.import_module("mebt.modules.codebook")
-    sys.modules["mebt.modules"].Codebook, sys.modules["mebt.modules"].LPIPS = codebook.Codebook, None
+    sys.modules["mebt.modules"].Codebook, sys.modules["mebt.modules"].LPIPS = (
+        codebook.Codebook,
+        None,
+    )
     return importlib.import_module("mebt.vqgan"), codebook
 
 
@@ -42,15 +52,36 @@ def main() -> None:
 
     settings = json.loads(sys.argv[2])
     vqgan, codebook_module = import_modules(Path(sys.argv[1]))
-    hidden, width, compression, device = settings["hidden"], settings["width"], settings["compression"], settings["device"]
+    hidden, width, compression, device = (
+        settings["hidden"],
+        settings["width"],
+        settings["compression"],
+        settings["device"],
+    )
     encoder = vqgan.Encoder(hidden, compression, 3)
     top = encoder.out_channels
-    modules = torch.nn.ModuleDict({
-        "encoder": encoder, "before": vqgan.SamePadConv3d(top, width, 1), "after": vqgan.SamePadConv3d(width, top, 1),
-        "codebook": codebook_module.Codebook(settings["codes"], width), "decoder": vqgan.Decoder(hidden, compression, 3)}).to(device)
+    modules = torch.nn.ModuleDict(
+        {
+            "encoder": encoder,
+            "before": vqgan.SamePadConv3d(top, width, 1),
+            "after": vqgan.SamePadConv3d(width, top, 1),
+            "codebook": codebook_module.Codebook(settings["codes"], width),
+            "decoder": vqgan.Decoder(hidden, compression, 3),
+        }
+    ).to(device)
     modules["codebook"]._need_init = False
     optimizer = torch.optim.Adam(modules.parameters(), lr=3e-4, betas=(0.5, 0.9))
-    video = torch.rand(settings["batch"], 3, settings["frames"], settings["side"], settings["side"], device=device) - 0.5
+    video = (
+        torch.rand(
+            settings["batch"],
+            3,
+            settings["frames"],
+            settings["side"],
+            settings["side"],
+            device=device,
+        )
+        - 0.5
+    )
 
     def encode():
         with torch.no_grad():
@@ -80,7 +111,16 @@ def main() -> None:
             start = time.perf_counter()
             work()
             seconds.append(time.perf_counter() - start)
-        print(json.dumps({"work": name, "seconds": min(seconds[1:]), "peak_kib": memory_kib("VmHWM") - before}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "work": name,
+                    "seconds": min(seconds[1:]),
+                    "peak_kib": memory_kib("VmHWM") - before,
+                }
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

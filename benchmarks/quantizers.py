@@ -1,11 +1,14 @@
-"""Trains the four quantizers with the same number of codes on the same clips, and prints what each makes of them.
+"""Trains the four quantizers with the same number of codes on the same clips, and prints what each
+makes of them.
 
-    python -m benchmarks.quantizers [--folder DIR] [--steps N] [--batch B] [--kinds ema fsq] [--rate R] [--entropy-weight W]
+    python -m benchmarks.quantizers [--folder DIR] [--steps N] [--batch B] [--kinds ema fsq] [--rate
+    R] [--entropy-weight W]
                                     [--seeds 0 1 2]
 
-Without --folder on the moving shapes of configs/demo.py (512 codes), with it on real clips by configs/folder.py (4096 codes). With
-one seed all kinds see the same batches in the same order; another seed draws other weights, codes and batches. "Spread" is the
-standard deviation of a step's PSNR over the last third of the steps: part of it is the difference of the batches, which is that of
+Without --folder on the moving shapes of configs/demo.py (512 codes), with it on real clips by
+configs/folder.py (4096 codes). With one seed all kinds see the same batches in the same order;
+another seed draws other weights, codes and batches. "Spread" is the standard deviation of a step's
+PSNR over the last third of the steps: part of it is the difference of the batches, which is that of
 all kinds; what is more is unrest.
 """
 
@@ -22,7 +25,8 @@ from mebt_jax.config import from_config_dict
 from mebt_jax.runtime import telemetry
 from mebt_jax.stages import data, tokenizer
 
-# Fields of each kind for 512 codes, then for 4096: the grids of fsq have few levels below 5, as its paper advises.
+# Fields of each kind for 512 codes, then for 4096: the grids of fsq have few levels below 5, as its
+# paper advises.
 KINDS = {
     "ema": ({}, {}),
     "gradient": ({}, {}),
@@ -49,17 +53,29 @@ def settings(options: argparse.Namespace, kind: str, seed: int, workdir: Path) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", default="", help="videos to train on")
     parser.add_argument("--steps", type=int, default=0, help="of training; 0: as the config says")
-    parser.add_argument("--batch", type=int, default=0, help="clips per step; 0: as the config says")
-    parser.add_argument("--rate", type=float, default=0.0, help="learning rate; 0: as the config says")
-    parser.add_argument("--entropy-weight", type=float, default=0.0, help="of lfq; 0: as the config says")
+    parser.add_argument(
+        "--batch", type=int, default=0, help="clips per step; 0: as the config says"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="learning rate; 0: as the config says"
+    )
+    parser.add_argument(
+        "--entropy-weight", type=float, default=0.0, help="of lfq; 0: as the config says"
+    )
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     options = parser.parse_args()
 
-    print("kind      seed  steps x clips  held-out dB  training dB  spread dB   use  perplexity  dead", flush=True)
+    print(
+        "kind      seed  steps x clips  held-out dB  training dB  spread dB   use  perplexity  "
+        "dead",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as name:
         for kind, seed in itertools.product(options.kinds, options.seeds):
             workdir = Path(name) / f"{kind}_{seed}"
@@ -67,13 +83,23 @@ def main() -> None:
             data.run(config, workdir)
             tokenizer.run(config, workdir)
             records = telemetry.read_metrics(workdir / "tokenizer" / "metrics.jsonl")
-            curve = np.array([record["train/psnr"] for record in records if "train/psnr" in record])  # [steps], dB
-            last = curve[-(len(curve) // 3):]
-            value = {name.removeprefix("validation/"): number for record in records for name, number in record.items()
-                     if name.startswith("validation/")}
+            curve = np.array(
+                [record["train/psnr"] for record in records if "train/psnr" in record]
+            )  # [steps], dB
+            last = curve[-(len(curve) // 3) :]
+            value = {
+                name.removeprefix("validation/"): number
+                for record in records
+                for name, number in record.items()
+                if name.startswith("validation/")
+            }
             training = config.tokenizer.training
-            print(f"{kind:10s}{seed:4d}{training.steps:7d} x {training.batch_size:5d}{value['psnr']:13.2f}{last.mean():13.2f}"
-                  f"{last.std():11.3f}{100 * value['usage']:5.0f}%{value['perplexity']:12.1f}{100 * value['dead']:5.1f}%", flush=True)
+            print(
+                f"{kind:10s}{seed:4d}{training.steps:7d} x "
+                f"{training.batch_size:5d}{value['psnr']:13.2f}{last.mean():13.2f}"
+                f"{last.std():11.3f}{100 * value['usage']:5.0f}%{value['perplexity']:12.1f}{100 * value['dead']:5.1f}%",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

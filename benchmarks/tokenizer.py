@@ -1,10 +1,13 @@
-"""Time and memory of the paper's tokenizer network on this machine, against the official PyTorch modules in the same run.
+"""Time and memory of the paper's tokenizer network on this machine, against the official PyTorch
+modules in the same run.
 
-    python -m benchmarks.tokenizer [--official CHECKOUT --official-python PYTHON] [--side 128 --frames 16 --hidden 32]
+    python -m benchmarks.tokenizer [--official CHECKOUT --official-python PYTHON] [--side 128
+    --frames 16 --hidden 32]
 
-CHECKOUT is a checkout of github.com/Ugness/MeBT, PYTHON an interpreter with torch and numpy. A train step is encoder, codebook,
-decoder, L1 and commitment, gradients and Adam, and the codebook's running averages; no LPIPS, no discriminators, in both programs.
-Each program runs in its own process, one after the other; times are the least of several runs without compilation; memory is the
+CHECKOUT is a checkout of github.com/Ugness/MeBT, PYTHON an interpreter with torch and numpy. A
+train step is encoder, codebook, decoder, L1 and commitment, gradients and Adam, and the codebook's
+running averages; no LPIPS, no discriminators, in both programs. Each program runs in its own
+process, one after the other; times are the least of several runs without compilation; memory is the
 peak of the process beyond what it held before the first timed run.
 """
 
@@ -21,13 +24,12 @@ from typing import Any
 import jax
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not an installed package
-
-from benchmarks.official_sampler import memory_kib, reset_peak  # noqa: E402
-from configs import base  # noqa: E402
-from mebt_jax.config import Config, from_config_dict  # noqa: E402
-from mebt_jax.runtime.compilation import frugal_options  # noqa: E402
-from mebt_jax.stages import tokenizer as stage, transformer  # noqa: E402
+from benchmarks.official_sampler import memory_kib, reset_peak
+from configs import base
+from mebt_jax.config import Config, from_config_dict
+from mebt_jax.runtime.compilation import frugal_options
+from mebt_jax.stages import prior
+from mebt_jax.stages import tokenizer as stage
 
 WORKS = ("encode", "decode", "train")
 
@@ -36,17 +38,33 @@ def measure_ours(config: Config, runs: int) -> None:
     """Prints one JSON line for each kind of work."""
     settings = config.tokenizer
     parts = stage.training_parts(config)
-    state = jax.jit(functools.partial(stage.create_state, config, parts))(jax.random.key(0), jax.random.key(1))
+    state = jax.jit(functools.partial(stage.create_state, config, parts))(
+        jax.random.key(0), jax.random.key(1)
+    )
     graphdef, params = parts.graphdef, state.params
-    size = (settings.training.batch_size, config.data.frames, config.data.resolution, config.data.resolution, 3)
+    size = (
+        settings.training.batch_size,
+        config.data.frames,
+        config.data.resolution,
+        config.data.resolution,
+        3,
+    )
     video = jax.numpy.asarray(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
     key = jax.random.key(2)
 
-    encode = compiled(functools.partial(transformer.encode_clips, graphdef=graphdef), params, state.statistics, video)
+    encode = compiled(
+        functools.partial(prior.encode_clips, graphdef=graphdef), params, state.statistics, video
+    )
     codes = encode(params, state.statistics, video)
-    decode = compiled(functools.partial(transformer.decode_clips, graphdef=graphdef), params, state.statistics, codes)
+    decode = compiled(
+        functools.partial(prior.decode_clips, graphdef=graphdef), params, state.statistics, codes
+    )
     step = functools.partial(stage.train_step, parts=parts, config=settings)
-    train = jax.jit(step, donate_argnums=0).lower(state, video, key).compile(compiler_options=frugal_options(jax.default_backend()))
+    train = (
+        jax.jit(step, donate_argnums=0)
+        .lower(state, video, key)
+        .compile(compiler_options=frugal_options(jax.default_backend()))
+    )
     reset_peak()
     before, kept = memory_kib("VmRSS"), (params, state.statistics)
 
@@ -55,7 +73,11 @@ def measure_ours(config: Config, runs: int) -> None:
         state, metrics = train(state, video, key)
         return metrics
 
-    works = {"encode": lambda: encode(*kept, video), "decode": lambda: decode(*kept, codes), "train": trained}
+    works = {
+        "encode": lambda: encode(*kept, video),
+        "decode": lambda: decode(*kept, codes),
+        "train": trained,
+    }
     for name in WORKS:
         if name == "train":
             kept = None  # the step overwrites them
@@ -65,7 +87,16 @@ def measure_ours(config: Config, runs: int) -> None:
             start = time.perf_counter()
             jax.block_until_ready(works[name]())
             seconds.append(time.perf_counter() - start)
-        print(json.dumps({"work": name, "seconds": min(seconds[1:]), "peak_kib": memory_kib("VmHWM") - before}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "work": name,
+                    "seconds": min(seconds[1:]),
+                    "peak_kib": memory_kib("VmHWM") - before,
+                }
+            ),
+            flush=True,
+        )
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -74,13 +105,17 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def lines_of(command: list[str]) -> dict[str, dict]:
     """The JSON lines of a worker, by the kind of work."""
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]).stdout
+    output = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+    ).stdout
     found = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     return {entry["work"]: entry for entry in found}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--official", default="", help="checkout of the official program")
     parser.add_argument("--official-python", default=sys.executable)
     parser.add_argument("--side", type=int, default=128)
@@ -95,7 +130,9 @@ def main() -> None:
 
     values = base.get_config()
     values.data.frames, values.data.resolution = options.frames, options.side
-    values.tokenizer.update({"hidden": options.hidden, "codes": options.codes, "dtype": options.dtype})
+    values.tokenizer.update(
+        {"hidden": options.hidden, "codes": options.codes, "dtype": options.dtype}
+    )
     values.tokenizer.training.batch_size = options.batch
     values.tokenizer.training.ema_decay = 0.0  # the official program averages no weights
     config = from_config_dict(values)
@@ -107,17 +144,35 @@ def main() -> None:
     ours = lines_of([sys.executable, "-m", "benchmarks.tokenizer", "--ours", *arguments])
     official = {}
     if options.official:
-        settings = {"batch": options.batch, "frames": options.frames, "side": options.side, "hidden": options.hidden,
-                    "codes": options.codes, "width": config.tokenizer.code_width, "compression": config.tokenizer.compression,
-                    "runs": options.runs, "device": "cpu"}
-        official = lines_of([options.official_python, "benchmarks/official_tokenizer.py", options.official, json.dumps(settings)])
+        settings = {
+            "batch": options.batch,
+            "frames": options.frames,
+            "side": options.side,
+            "hidden": options.hidden,
+            "codes": options.codes,
+            "width": config.tokenizer.code_width,
+            "compression": config.tokenizer.compression,
+            "runs": options.runs,
+            "device": "cpu",
+        }
+        official = lines_of(
+            [
+                options.official_python,
+                "benchmarks/official_tokenizer.py",
+                options.official,
+                json.dumps(settings),
+            ]
+        )
     frames = options.batch * options.frames
     for work in WORKS:
         line = f"{work:7s} ours {frames / ours[work]['seconds']:7.2f} frames/s, peak {ours[work]['peak_kib'] / 2**20:.2f} GiB"
         if official:
             theirs = official[work]
-            line += (f"; official {frames / theirs['seconds']:7.2f} frames/s, peak {theirs['peak_kib'] / 2**20:.2f} GiB; ratio "
-                     f"{theirs['seconds'] / ours[work]['seconds']:.2f}")
+            line += (
+                f"; official {frames / theirs['seconds']:7.2f} frames/s, peak "
+                f"{theirs['peak_kib'] / 2**20:.2f} GiB; ratio "
+                f"{theirs['seconds'] / ours[work]['seconds']:.2f}"
+            )
         print(line, flush=True)
 
 

@@ -1,6 +1,6 @@
 """Moving shapes, 16 frames of 64x64, on a laptop: the whole pipeline on built-in data.
 
-    python -m mebt_jax.main --config=configs/demo.py
+python -m mebt_jax.main --config=configs/demo.py
 """
 
 from ml_collections import ConfigDict
@@ -16,15 +16,16 @@ def get_config() -> ConfigDict:
     config.data.frames = 16
     config.data.train_clips = 100_000
 
-    # A patch of the whole compression: every convolution runs on the small latent grid, where a CPU is fast, and equal patches
-    # have equal codes.
+    # A patch of the whole compression: every convolution runs on the small latent grid, where a CPU
+    # is fast, and equal patches have equal codes.
     config.tokenizer.compression = (4, 16, 16)
     config.tokenizer.patch = (4, 16, 16)
     config.tokenizer.norm = "token"
     config.tokenizer.hidden = 16
     config.tokenizer.codes = 512
     config.tokenizer.code_width = 64
-    # A rare code occurs in one batch of many: it is restarted only when it has not been seen in hundreds of steps.
+    # A rare code occurs in one batch of many: it is restarted only when it has not been seen in
+    # hundreds of steps.
     config.tokenizer.restart_threshold = 0.001
     config.tokenizer.l1_weight = 1.0
     config.tokenizer.l2_weight = 4.0
@@ -42,7 +43,9 @@ def get_config() -> ConfigDict:
     config.tokenizer.training.validation_batches = 4
     config.tokenizer.training.checkpoint_every = 75
 
-    config.transformer.layers = ("encode", "latent", "encode") + ("decode", "update") * 2 + ("decode",)
+    config.transformer.layers = (
+        ("encode", "latent", "encode") + ("decode", "update") * 2 + ("decode",)
+    )
     config.transformer.width = 128
     config.transformer.heads = 4
     config.transformer.latents = 48
@@ -63,7 +66,8 @@ def get_config() -> ConfigDict:
 
     config.sample.clips = 16
     config.sample.batch_size = 16
-    # One token at a time, in random order: by confidence, the draft would commit to empty background everywhere.
+    # One token at a time, in random order: by confidence, the draft would commit to empty
+    # background everywhere.
     config.sample.order = "random"
     config.sample.mask_schedule = "linear"
     config.sample.draft_steps = 64
@@ -75,7 +79,8 @@ def get_config() -> ConfigDict:
     config.sample.revise_temperature = 0.2
     config.sample.frames_per_second = 8.0
     config.evaluate.clips = 64
-    # As many as a training step takes: its programs that check on training are then the ones that measure, compiled already.
+    # As many as a training step takes: its programs that check on training are then the ones that
+    # measure, compiled already.
     config.evaluate.batch_size = 32
     config.evaluate.window = 8
     config.evaluate.window_every = 4

@@ -1,10 +1,12 @@
-"""Any folder of videos, 16 frames of 64x64: the whole pipeline on your own clips, on a laptop or one GPU.
+"""Any folder of videos, 16 frames of 64x64: the whole pipeline on your own clips, on a laptop or
+one GPU.
 
     python -m mebt_jax.main --config=configs/folder.py --config.data.path=DIR
 
-DIR holds mp4, mkv, avi, mov, webm or GIF files, folders of frames, or frame lists (docs/data.md). The sizes and steps are
-meant for a handful of scenes on 2 CPU cores, where they learn them by heart; for more videos raise
-config.transformer.training.steps and config.transformer.width, and on several devices the batch sizes and config.mesh.data.
+DIR holds mp4, mkv, avi, mov, webm or GIF files, folders of frames, or frame lists (docs/data.md).
+The sizes and steps are meant for a handful of scenes on 2 CPU cores, where they learn them by
+heart; for more videos raise config.transformer.training.steps and config.transformer.width, and on
+several devices the batch sizes and config.mesh.data.
 """
 
 from ml_collections import ConfigDict

@@ -2,9 +2,10 @@
 
     python -m mebt_jax.main --config=configs/folder128.py --config.data.path=DIR
 
-DIR as in configs/folder.py, from which all else comes. The steps are meant for a handful of scenes and an hour of 2 CPU cores, of
-which the tokenizer takes 37 minutes (benchmarks/RESULTS.md); clips are then recognisable patchwork. On a GPU set
-config.tokenizer.adversarial.frame_weight and clip_weight to 1: discriminators sharpen what squared errors blur.
+DIR as in configs/folder.py, from which all else comes. The steps are meant for a handful of scenes
+and an hour of 2 CPU cores, of which the tokenizer takes 37 minutes (benchmarks/RESULTS.md); clips
+are then recognisable patchwork. On a GPU set config.tokenizer.adversarial.frame_weight and
+clip_weight to 1: discriminators sharpen what squared errors blur.
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +30,8 @@ def get_config() -> ConfigDict:
     config.tokenizer.adversarial.start = 500  # for those who turn them on
 
     config.transformer.training.batch_size = 2
-    # Thousands of codes of texture: the demo's long, cold revision ends in flat colours, mostly black.
+    # Thousands of codes of texture: the demo's long, cold revision ends in flat colours, mostly
+    # black.
     config.sample.temperature = 0.8
     config.sample.revise_rounds = 6
     config.sample.revise_temperature = 0.5

@@ -2,10 +2,11 @@
 
     python -m mebt_jax.main --config=configs/long1024.py --config.data.source_dir=DIR
 
-DIR holds long videos in any form that configs/folder.py takes; those shorter than 1,024 frames are left out. Nothing but the
-position table grows with the length: a clip of 1,024 frames costs what eight of 128 cost.
-Expected hardware: 16 TPU v5e chips, four to a clip; on more, raise the batch size or lower accumulation (docs/scaling.md).
-Give config.tokenizer.checkpoint, a tokenizer trained on short clips: it is convolutional, and the codes are stored once.
+DIR holds long videos in any form that configs/folder.py takes; those shorter than 1,024 frames are
+left out. Nothing but the position table grows with the length: a clip of 1,024 frames costs what
+eight of 128 cost. Expected hardware: 16 TPU v5e chips, four to a clip; on more, raise the batch
+size or lower accumulation (docs/scaling.md). Give config.tokenizer.checkpoint, a tokenizer trained
+on short clips: it is convolutional, and the codes are stored once.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +24,8 @@ def get_config() -> ConfigDict:
 
     config.transformer.training.batch_size = 16
     config.transformer.training.accumulation = 4
-    # The interval grows by a latent frame every so many steps: the same number of steps to the full length as ucf128.
+    # The interval grows by a latent frame every so many steps: the same number of steps to the full
+    # length as ucf128.
     config.masking.interval_schedule = "clip"
     config.masking.interval_alpha = 12_500.0
     config.mesh.sequence = 4

@@ -2,11 +2,12 @@
 
     python -m mebt_jax.main --config=configs/sky16.py --config.data.source_dir=DIR
 
-DIR holds the data set; docs/data.md says what to download and how to lay it out.
-The tokenizer is that of configs/tokenizer_sky.py, trained on 16 frames: give its workdir as --config.tokenizer.checkpoint.
-Expected hardware: eight GPUs of 24 GB or the same memory in TPU chips, where the batch of 48 is the official 6 per GPU;
-on less, raise config.transformer.training.accumulation, which changes nothing but the time.
-The paper reports FVD 90.4 and KVD 2.6; inference at batch 4 in 1.10 s, training at batch 4 in 9.5 GB (Table 1).
+DIR holds the data set; docs/data.md says what to download and how to lay it out. The tokenizer is
+that of configs/tokenizer_sky.py, trained on 16 frames: give its workdir as
+--config.tokenizer.checkpoint. Expected hardware: eight GPUs of 24 GB or the same memory in TPU
+chips, where the batch of 48 is the official 6 per GPU; on less, raise
+config.transformer.training.accumulation, which changes nothing but the time. The paper reports FVD
+90.4 and KVD 2.6; inference at batch 4 in 1.10 s, training at batch 4 in 9.5 GB (Table 1).
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,14 @@
-"""Taichi-HD, 16 frames, every 4th frame, 128x128: the paper's model and the official program's settings.
+"""Taichi-HD, 16 frames, every 4th frame, 128x128: the paper's model and the official program's
+settings.
 
     python -m mebt_jax.main --config=configs/taichi16.py --config.data.source_dir=DIR
 
-DIR holds the data set; docs/data.md says what to download and how to lay it out.
-The tokenizer is that of configs/tokenizer_taichi.py, trained on 16 frames: give its workdir as --config.tokenizer.checkpoint.
-Expected hardware: eight GPUs of 80 GB or the same memory in TPU chips, where the batch of 256 is the official 32 per
-GPU; on less, raise config.transformer.training.accumulation, which changes nothing but the time.
-The paper reports FVD 122.7 and KVD 16.9; inference at batch 4 in 1.36 s, training at batch 4 in 9.5 GB (Table 1).
+DIR holds the data set; docs/data.md says what to download and how to lay it out. The tokenizer is
+that of configs/tokenizer_taichi.py, trained on 16 frames: give its workdir as
+--config.tokenizer.checkpoint. Expected hardware: eight GPUs of 80 GB or the same memory in TPU
+chips, where the batch of 256 is the official 32 per GPU; on less, raise
+config.transformer.training.accumulation, which changes nothing but the time. The paper reports FVD
+122.7 and KVD 16.9; inference at batch 4 in 1.36 s, training at batch 4 in 9.5 GB (Table 1).
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,12 @@
-r"""SkyTimelapse, the tokenizer alone: TATS's 3D VQGAN with its discriminators, which every other *sky* config trains or takes.
+r"""SkyTimelapse, the tokenizer alone: TATS's 3D VQGAN with its discriminators, which every other
+*sky* config trains or takes.
 
-    python -m mebt_jax.main --config=configs/tokenizer_sky.py --stage=tokenizer --config.data.source_dir=DIR \
+    python -m mebt_jax.main --config=configs/tokenizer_sky.py --stage=tokenizer
+    --config.data.source_dir=DIR \
         --config.tokenizer.lpips=WEIGHTS
 
-after the same with --stage=data; see configs/tokenizer_ucf.py for the recipe, the hardware and what takes it.
+after the same with --stage=data; see configs/tokenizer_ucf.py for the recipe, the hardware and what
+takes it.
 """
 
 from ml_collections import ConfigDict

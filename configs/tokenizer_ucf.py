@@ -1,12 +1,15 @@
-r"""UCF-101, the tokenizer alone: TATS's 3D VQGAN with its discriminators, which every other *ucf* config trains or takes.
+r"""UCF-101, the tokenizer alone: TATS's 3D VQGAN with its discriminators, which every other *ucf*
+config trains or takes.
 
-    python -m mebt_jax.main --config=configs/tokenizer_ucf.py --stage=tokenizer --config.data.source_dir=DIR \
+    python -m mebt_jax.main --config=configs/tokenizer_ucf.py --stage=tokenizer
+    --config.data.source_dir=DIR \
         --config.tokenizer.lpips=WEIGHTS
 
-after the same with --stage=data. DIR holds the data set (docs/data.md), WEIGHTS converted LPIPS weights (docs/evaluation.md).
-Then configs/ucf128.py, for instance, takes it with --config.tokenizer.checkpoint=runs/tokenizer_ucf.
-Expected hardware: eight GPUs of 32 GB or the same memory in TPU chips; TATS trained for 10 days on eight V100.
-Later work measures a reconstruction FVD of 162 for TATS's own.
+after the same with --stage=data. DIR holds the data set (docs/data.md), WEIGHTS converted LPIPS
+weights (docs/evaluation.md). Then configs/ucf128.py, for instance, takes it with
+--config.tokenizer.checkpoint=runs/tokenizer_ucf. Expected hardware: eight GPUs of 32 GB or the same
+memory in TPU chips; TATS trained for 10 days on eight V100. Later work measures a reconstruction
+FVD of 162 for TATS's own.
 """
 
 from ml_collections import ConfigDict
@@ -25,13 +28,16 @@ def get_config() -> ConfigDict:
 
 
 def use_recipe(tokenizer: ConfigDict) -> None:
-    """Sets the fields of TATS's training command (its README, VQGAN), and its program's defaults."""
+    """Sets the fields of TATS's training command (its README, VQGAN), and its program's
+    defaults.
+    """
     tokenizer.norm = "batch"
     tokenizer.l1_weight = 4.0
     tokenizer.l2_weight = 0.0
     tokenizer.commitment_weight = 0.25
     tokenizer.perceptual_weight = 4.0
-    # The official codebook moves by 0.01 in both halves of a step and in each of its six accumulated pieces.
+    # The official codebook moves by 0.01 in both halves of a step and in each of its six
+    # accumulated pieces.
     tokenizer.codebook_decay = 0.99**12
     # --no_random_restart; the program's default is 1.
     tokenizer.restart_threshold = 0.0
@@ -53,7 +59,8 @@ def use_recipe(tokenizer: ConfigDict) -> None:
     # Two clips on each of eight GPUs, accumulated six times.
     training.batch_size = 96
     training.accumulation = 6
-    # 3e-5, which the program multiplies by accumulation * GPUs / 8 * batch / 4 (scripts/train_vqgan.py:26).
+    # 3e-5, which the program multiplies by accumulation * GPUs / 8 * batch / 4
+    # (scripts/train_vqgan.py:26).
     training.learning_rate = 9e-5
     adversarial.learning_rate = 9e-5
     training.clip_norm = 1.0

@@ -2,11 +2,12 @@
 
     python -m mebt_jax.main --config=configs/ucf128.py --config.data.source_dir=DIR
 
-DIR holds the data set; docs/data.md says what to download and how to lay it out.
-The tokenizer is that of configs/tokenizer_ucf.py, trained on 16 frames: give its workdir as --config.tokenizer.checkpoint.
-Expected hardware: eight GPUs of 80 GB or the same memory in TPU chips, where the batch of 48 is the official 6 per GPU;
-on less, raise config.transformer.training.accumulation, which changes nothing but the time.
-The paper reports FVD 968 and KVD 75.5; inference at batch 4 in 7.53 s, training at batch 1 in 13.3 GB (Tables 2 and 4).
+DIR holds the data set; docs/data.md says what to download and how to lay it out. The tokenizer is
+that of configs/tokenizer_ucf.py, trained on 16 frames: give its workdir as
+--config.tokenizer.checkpoint. Expected hardware: eight GPUs of 80 GB or the same memory in TPU
+chips, where the batch of 48 is the official 6 per GPU; on less, raise
+config.transformer.training.accumulation, which changes nothing but the time. The paper reports FVD
+968 and KVD 75.5; inference at batch 4 in 7.53 s, training at batch 1 in 13.3 GB (Tables 2 and 4).
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,8 @@
 
 
 class UserError(Exception):
-    """Something the user can mend; `main` prints the message alone, without a traceback, and exits with status 2.
+    """Something the user can mend; `main` prints the message alone, without a traceback, and exits
+    with status 2.
 
     The message is one sentence that names the thing, where it is, and the mend.
     """

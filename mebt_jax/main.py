@@ -1,13 +1,17 @@
-"""Entry point: `python -m mebt_jax.main --config=configs/demo.py [--workdir=DIR] [--stage=all] [--config.FIELD=VALUE ...]`.
+"""Entry point: `python -m mebt_jax.main --config=configs/demo.py [--workdir=DIR] [--stage=all]
+[--config.FIELD=VALUE ...]`.
 
-Runs the stages in order, skips those that are done, goes on with one that was cut short, and says where everything is.
+Runs the stages in order, skips those that are done, goes on with one that was cut short, and says
+where everything is.
 """
 
 import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ lies beside the package and is imported by its own files
+sys.path.insert(
+    0, str(Path(__file__).parents[1])
+)  # configs/ lies beside the package and is imported by its own files
 
 from absl import app, flags, logging
 from jax.errors import JaxRuntimeError
@@ -15,27 +19,54 @@ from ml_collections import config_flags
 
 from mebt_jax.config import from_config_dict
 from mebt_jax.errors import UserError
-from mebt_jax.runtime import cluster, compilation, telemetry, workdir as workdir_lib
-from mebt_jax.stages import compare_folders, data, evaluate, sample, tokenizer, transformer
+from mebt_jax.runtime import cluster, compilation, telemetry
+from mebt_jax.runtime import workdir as workdir_lib
+from mebt_jax.stages import data, evaluate, prior, sample, tokenizer
+from mebt_jax.stages.evaluation import compare_folders
 
-STAGES = {"data": data.run, "tokenizer": tokenizer.run, "transformer": transformer.run, "sample": sample.run,
-          "evaluate": evaluate.run}
+STAGES = {
+    "data": data.run,
+    "tokenizer": tokenizer.run,
+    "transformer": prior.run,
+    "sample": sample.run,
+    "evaluate": evaluate.run,
+}
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(); see configs/.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Where everything of this run goes; default runs/<config.name>.")
-STAGE = flags.DEFINE_enum("stage", "all", ["all", *STAGES], "Stage to run; all runs what is not done yet.")
-CHECK = flags.DEFINE_bool("check", False, "Verify the prepared records of this config, and do nothing else.")
-PROFILE = flags.DEFINE_bool("profile", False, "Write a profile of some steps of each training, for TensorBoard or Perfetto.")
-COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0, where no launcher is detected; or the variables "
-                                  "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of this run, with --coordinator.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File with get_config(); see configs/.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where everything of this run goes; default runs/<config.name>."
+)
+STAGE = flags.DEFINE_enum(
+    "stage", "all", ["all", *STAGES], "Stage to run; all runs what is not done yet."
+)
+CHECK = flags.DEFINE_bool(
+    "check", False, "Verify the prepared records of this config, and do nothing else."
+)
+PROFILE = flags.DEFINE_bool(
+    "profile", False, "Write a profile of some steps of each training, for TensorBoard or Perfetto."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "host:port of process 0, where no launcher is detected; or the variables "
+    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", 0, "Processes of this run, with --coordinator."
+)
 PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Number of this process, with --coordinator.")
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise UserError(f"Unknown argument {argv[1]!r}; flags begin with --, such as --config=configs/demo.py.")
-    logging.set_verbosity(logging.WARNING)  # JAX tells at INFO of each kind of device that this machine does not have
+        raise UserError(
+            f"Unknown argument {argv[1]!r}; flags begin with --, such as --config=configs/demo.py."
+        )
+    logging.set_verbosity(
+        logging.WARNING
+    )  # JAX tells at INFO of each kind of device that this machine does not have
     CONFIG.value.runtime.profile |= PROFILE.value
     config = from_config_dict(CONFIG.value)
     workdir = Path(WORKDIR.value or Path("runs") / config.name)
@@ -49,8 +80,11 @@ def main(argv: list[str]) -> None:
 
     if compare_folders.wanted(config):
         if STAGE.value != "evaluate":
-            raise UserError("config.evaluate.real and config.evaluate.fake compare folders, which --stage=evaluate does; give it, "
-                            "or leave them empty.")
+            raise UserError(
+                "config.evaluate.real and config.evaluate.fake compare folders, which "
+                "--stage=evaluate does; give it, "
+                "or leave them empty."
+            )
         compare_folders.run(config, workdir)
         return
 
@@ -61,7 +95,10 @@ def main(argv: list[str]) -> None:
         workdir_lib.require(config, workdir, stage)
         telemetry.say(f"{stage}: runs in {workdir / stage}")
         STAGES[stage](config, workdir)
-    telemetry.say(f"Everything is in {workdir}; {compiled.count} programs compiled or loaded in {compiled.seconds:.0f} s.")
+    telemetry.say(
+        f"Everything is in {workdir}; {compiled.count} programs compiled or loaded in "
+        f"{compiled.seconds:.0f} s."
+    )
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -70,18 +107,31 @@ def parse_flags(argv: list[str]) -> list[str]:
         positional = flags.FLAGS(argv)
     except flags.Error as error:
         raise UserError(f"{error}".strip().replace("\n", " ")) from error
-    except (AttributeError, KeyError) as error:  # what ml_collections raises for a field that the config does not have
+    except (
+        AttributeError,
+        KeyError,
+    ) as error:  # what ml_collections raises for a field that the config does not have
         name = re.search(r"'(\w+)'", str(error).replace("\\", ""))
         near = re.search(r'Did you mean "(\w+)"', str(error))
-        path = next((arg for arg in argv if name and f".{name[1]}" in arg), str(error)).lstrip("-").split("=")[0]
-        hint = f"did you mean {path.replace(name[1], near[1])}?" if name and near else "configs/base.py lists every field."
+        path = (
+            next((arg for arg in argv if name and f".{name[1]}" in arg), str(error))
+            .lstrip("-")
+            .split("=")[0]
+        )
+        hint = (
+            f"did you mean {path.replace(name[1], near[1])}?"
+            if name and near
+            else "configs/base.py lists every field."
+        )
         raise UserError(f"Unknown config field {path}; {hint}") from error
     if CONFIG.value is None:
         raise UserError("No config given; choose one, for instance --config=configs/demo.py.")
     try:
         getattr(CONFIG.value, "name", None)
     except OSError as error:  # that the file could not be loaded shows at the first access
-        raise UserError(f"Could not load the config: {str(error).splitlines()[-1].strip()}") from error
+        raise UserError(
+            f"Could not load the config: {str(error).splitlines()[-1].strip()}"
+        ) from error
     return positional
 
 

@@ -1,17 +1,18 @@
-"""Strict test environment: eight CPU devices so that sharding is always exercised, and no silent rank promotion."""
+"""Strict test environment: eight CPU devices so that sharding is always exercised, and no silent
+rank promotion.
+"""
 
 import os
-import sys
-from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the suite's time is compilation of tiny programs, which optimized code would not repay.
-os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-                           " --xla_backend_optimization_level=0")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    " --xla_backend_optimization_level=0"
+)
 # Threads of NumPy's linear algebra wait for each other for longer than its tiny matrices take.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/ is not an installed package
 
-import jax  # noqa: E402  (the environment above must come first)
+import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,4 +1,6 @@
-"""Every shipped config builds, locks and describes a model that fits together; wrong fields are named."""
+"""Every shipped config builds, locks and describes a model that fits together; wrong fields are
+named.
+"""
 
 import functools
 from pathlib import Path
@@ -10,15 +12,16 @@ from ml_collections import ConfigDict
 
 from configs import base
 from mebt_jax import config as config_lib
+from mebt_jax.backbones.mebt.model import MeBT
 from mebt_jax.errors import UserError
-from mebt_jax.masking import capacities
+from mebt_jax.methods.masked import shape_buckets
 from mebt_jax.stages import tokenizer as tokenizer_stage
 from mebt_jax.tokenizer.autoencoder import Tokenizer
-from mebt_jax.tokenizer.perceptual import LPIPS
-from mebt_jax.transformer.model import MeBT
+from mebt_jax.tokenizer.training.lpips import LPIPS
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
-# Learning rate, weight decay, dropout, batch per GPU (times eight), interval schedule, alpha, frame stride, forward passes.
+# Learning rate, weight decay, dropout, batch per GPU (times eight), interval schedule, alpha, frame
+# stride, forward passes.
 OFFICIAL = {
     "sky16": (1.08e-5, 0.01, 0.1, 6, "longest", None, 1),
     "sky128": (1.8e-5, 0.01, 0.1, 5, "clip", 30_000, 1),
@@ -39,12 +42,14 @@ def test_config_builds_and_its_full_size_model_has_consistent_shapes(name):
     locked = load(name).lock()
     config = config_lib.from_config_dict(locked)
     assert config.name == name
-    shapes = capacities.all_shapes(config.masking, config.grid)
+    shapes = shape_buckets.all_shapes(config.masking, config.grid)
     largest = max(shapes, key=lambda shape: (shape.contexts, shape.targets))
 
     def forward(video):
         tokenizer = Tokenizer(config.tokenizer, rngs=nnx.Rngs(0))
-        model = MeBT(config.transformer, num_codes=config.tokenizer.codes, grid=config.grid, rngs=nnx.Rngs(0))
+        model = MeBT(
+            config.transformer, num_codes=config.tokenizer.codes, grid=config.grid, rngs=nnx.Rngs(0)
+        )
         features = tokenizer.encode(video)  # [1, T, H, W, E]
         context = jax.numpy.zeros((1, largest.contexts), int)
         targets = jax.numpy.zeros((1, largest.targets), int)
@@ -69,10 +74,22 @@ def test_the_whole_tokenizer_recipe_takes_a_step_at_full_size():
     state = jax.eval_shape(lambda: tokenizer_stage.create_state(config, parts, key, key))
     perceptual = jax.eval_shape(lambda: nnx.state(LPIPS(rngs=nnx.Rngs(0))))
     video = jax.ShapeDtypeStruct((config.tokenizer.training.batch_size, 16, 128, 128, 3), "uint8")
-    step = functools.partial(tokenizer_stage.train_step, parts=parts, config=config.tokenizer, opposed=True)
+    step = functools.partial(
+        tokenizer_stage.train_step, parts=parts, config=config.tokenizer, opposed=True
+    )
     after, metrics = jax.eval_shape(step, state, video, key, perceptual)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
-    assert {"l1", "commitment", "perceptual", "adversarial", "feature_matching", "frame_logits/real", "clip_logits/fake"} <= set(metrics)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert {
+        "l1",
+        "commitment",
+        "perceptual",
+        "adversarial",
+        "feature_matching",
+        "frame_logits/real",
+        "clip_logits/fake",
+    } <= set(metrics)
     assert all(value.shape == () for value in metrics.values())
 
 
@@ -81,29 +98,74 @@ def test_paper_configs_carry_the_official_settings(name):
     config = config_lib.from_config_dict(load(name))
     rate, decay, dropout, per_gpu, schedule, alpha, stride = OFFICIAL[name]
     training, model = config.transformer.training, config.transformer
-    assert (training.learning_rate, training.weight_decay, training.batch_size) == (rate, decay, 8 * per_gpu)
+    assert (training.learning_rate, training.weight_decay, training.batch_size) == (
+        rate,
+        decay,
+        8 * per_gpu,
+    )
     assert {model.embedding_dropout, model.residual_dropout, model.attention_dropout} == {dropout}
     assert config.masking.interval_schedule == schedule and config.masking.interval_beta == 2.0
     assert alpha is None or config.masking.interval_alpha == alpha
     assert config.data.frame_stride == stride and config.data.resolution == 128
     assert config.grid == (config.data.frames // 4, 16, 16)
-    assert (model.width, model.heads, model.latents, len(model.layers), config.tokenizer.codes) == (1024, 16, 256, 24, 16_384)
-    assert (training.beta1, training.beta2, training.warmup_steps, training.decay) == (0.9, 0.95, 0, "constant")
+    assert (model.width, model.heads, model.latents, len(model.layers), config.tokenizer.codes) == (
+        1024,
+        16,
+        256,
+        24,
+        16_384,
+    )
+    assert (training.beta1, training.beta2, training.warmup_steps, training.decay) == (
+        0.9,
+        0.95,
+        0,
+        "constant",
+    )
 
 
 @pytest.mark.parametrize("name", ["ucf", "sky", "taichi"])
 def test_tokenizer_configs_carry_the_recipe_of_tats_and_the_other_configs_share_it(name):
     config = config_lib.from_config_dict(load(f"tokenizer_{name}").lock())
-    tokenizer, training, opponents = config.tokenizer, config.tokenizer.training, config.tokenizer.adversarial
-    assert (config.data.frames, config.data.resolution, config.data.frame_stride) == (16, 128, 4 if name == "taichi" else 1)
-    assert (tokenizer.compression, tokenizer.patch, tokenizer.hidden, tokenizer.codes, tokenizer.code_width) == (
-        (4, 8, 8), (1, 1, 1), 32, 16_384, 256)
+    tokenizer, training, opponents = (
+        config.tokenizer,
+        config.tokenizer.training,
+        config.tokenizer.adversarial,
+    )
+    assert (config.data.frames, config.data.resolution, config.data.frame_stride) == (
+        16,
+        128,
+        4 if name == "taichi" else 1,
+    )
+    assert (
+        tokenizer.compression,
+        tokenizer.patch,
+        tokenizer.hidden,
+        tokenizer.codes,
+        tokenizer.code_width,
+    ) == ((4, 8, 8), (1, 1, 1), 32, 16_384, 256)
     assert tokenizer.norm == "batch"
-    assert (tokenizer.l1_weight, tokenizer.l2_weight, tokenizer.commitment_weight, tokenizer.perceptual_weight) == (4, 0, 0.25, 4)
-    assert (opponents.frame_weight, opponents.clip_weight, opponents.feature_weight, opponents.loss) == (1, 1, 4, "hinge")
+    assert (
+        tokenizer.l1_weight,
+        tokenizer.l2_weight,
+        tokenizer.commitment_weight,
+        tokenizer.perceptual_weight,
+    ) == (4, 0, 0.25, 4)
+    assert (
+        opponents.frame_weight,
+        opponents.clip_weight,
+        opponents.feature_weight,
+        opponents.loss,
+    ) == (1, 1, 4, "hinge")
     assert (opponents.channels, opponents.layers, opponents.start) == (64, 3, 10_000)
-    assert (opponents.warmup, opponents.ramp, opponents.share, opponents.lecam_weight) == (0, 0, 0, 0)
-    assert training.learning_rate == opponents.learning_rate == pytest.approx(3e-5 * 6 * 8 / 8 * 2 / 4)
+    assert (opponents.warmup, opponents.ramp, opponents.share, opponents.lecam_weight) == (
+        0,
+        0,
+        0,
+        0,
+    )
+    assert (
+        training.learning_rate == opponents.learning_rate == pytest.approx(3e-5 * 6 * 8 / 8 * 2 / 4)
+    )
     assert (training.batch_size, training.accumulation, training.clip_norm) == (2 * 8 * 6, 6, 1.0)
     for frames in (16, 128):
         assert config_lib.from_config_dict(load(f"{name}{frames}")).tokenizer == tokenizer
@@ -112,32 +174,62 @@ def test_tokenizer_configs_carry_the_recipe_of_tats_and_the_other_configs_share_
 def test_unknown_field_names_the_nearest_valid_one():
     config = base.get_config()
     config.transformer.widht = 3
-    with pytest.raises(UserError, match=r"config\.transformer\.widht; did you mean config\.transformer\.width\?"):
+    with pytest.raises(
+        UserError, match=r"config\.transformer\.widht; did you mean config\.transformer\.width\?"
+    ):
         config_lib.from_config_dict(config)
 
 
-@pytest.mark.parametrize("group, field, value, words", [
-    ("transformer", "width", 64.5, "config.transformer.width must be of type int, but is 64.5"),
-    ("transformer", "heads", True, "config.transformer.heads must be of type int"),
-    ("transformer", "heads", 7, "does not divide"),
-    ("tokenizer", "norm", "layer", "must be one of group, token, batch"),
-    ("tokenizer", "causal", True, "takes one frame more than a multiple of 4; use 129"),
-    ("tokenizer", "quantizer", "vq", "must be one of ema, gradient, fsq, lfq"),
-    ("tokenizer", "quantizer", "fsq", "levels of at least 2 whose product is config.tokenizer.codes, 16384"),
-    ("tokenizer", "quantizer", "lfq", "has 2 to the power of config.tokenizer.code_width"),
-    ("transformer", "layers", ("encode", "decoder"), r"layers\[1\] is 'decoder', but must be one of encode"),
-    ("transformer", "flavour", "papper", "must be one of paper, modern"),
-    ("tokenizer", "compression", (4, 8), "must have 3 entries"),
-    ("tokenizer", "patch", (4, 3, 8), "patch times a power of two"),
-    ("data", "resolution", 100, "compression of 8 does not divide"),
-    ("data", "frames", 30, "use a multiple of 4"),
-    ("masking", "splits", 0, "must be at least 1"),
-    ("tokenizer", "adversarial", {"loss": "wgan"}, "adversarial.loss is 'wgan', but must be one of hinge, vanilla"),
-    ("tokenizer", "adversarial", {"share": -1.0}, "adversarial.share is -1.0, but must not be negative"),
-    ("tokenizer", "adversarial", {"warmup": 20_000}, "learn alone in the 0 to 10000 steps before"),
-    ("data", "train_clips", 0, "must be at least 1"),
-    ("sample", "top_k", 100_000, "between 0 and the 16384 codes"),
-])
+@pytest.mark.parametrize(
+    "group, field, value, words",
+    [
+        ("transformer", "width", 64.5, "config.transformer.width must be of type int, but is 64.5"),
+        ("transformer", "heads", True, "config.transformer.heads must be of type int"),
+        ("transformer", "heads", 7, "does not divide"),
+        ("tokenizer", "norm", "layer", "must be one of group, token, batch"),
+        ("tokenizer", "causal", True, "takes one frame more than a multiple of 4; use 129"),
+        ("tokenizer", "quantizer", "vq", "must be one of ema, gradient, fsq, lfq"),
+        (
+            "tokenizer",
+            "quantizer",
+            "fsq",
+            "levels of at least 2 whose product is config.tokenizer.codes, 16384",
+        ),
+        ("tokenizer", "quantizer", "lfq", "has 2 to the power of config.tokenizer.code_width"),
+        (
+            "transformer",
+            "layers",
+            ("encode", "decoder"),
+            r"layers\[1\] is 'decoder', but must be one of encode",
+        ),
+        ("transformer", "flavour", "papper", "must be one of paper, modern"),
+        ("tokenizer", "compression", (4, 8), "must have 3 entries"),
+        ("tokenizer", "patch", (4, 3, 8), "patch times a power of two"),
+        ("data", "resolution", 100, "compression of 8 does not divide"),
+        ("data", "frames", 30, "use a multiple of 4"),
+        ("masking", "splits", 0, "must be at least 1"),
+        (
+            "tokenizer",
+            "adversarial",
+            {"loss": "wgan"},
+            "adversarial.loss is 'wgan', but must be one of hinge, vanilla",
+        ),
+        (
+            "tokenizer",
+            "adversarial",
+            {"share": -1.0},
+            "adversarial.share is -1.0, but must not be negative",
+        ),
+        (
+            "tokenizer",
+            "adversarial",
+            {"warmup": 20_000},
+            "learn alone in the 0 to 10000 steps before",
+        ),
+        ("data", "train_clips", 0, "must be at least 1"),
+        ("sample", "top_k", 100_000, "between 0 and the 16384 codes"),
+    ],
+)
 def test_ill_typed_or_impossible_values_are_named(group, field, value, words):
     config = ConfigDict(base.get_config().to_dict(), type_safe=False)
     config[group].update({field: value})  # a dict changes some fields of its group
@@ -151,7 +243,9 @@ def test_the_first_token_of_a_causal_clip_stands_for_one_frame(frames, latents):
     config.data.frames, config.tokenizer.causal, config.tokenizer.norm = frames, True, "token"
     built = config_lib.from_config_dict(config)
     assert built.grid == (latents, 16, 16) and built.tokenizer.frames(latents) == frames
-    for field, value, words in (("norm", "group", "needs one that sees no later frame; set it to 'token'"),):
+    for field, value, words in (
+        ("norm", "group", "needs one that sees no later frame; set it to 'token'"),
+    ):
         config.tokenizer[field] = value
         with pytest.raises(UserError, match=words):
             config_lib.from_config_dict(config)

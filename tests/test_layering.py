@@ -1,4 +1,6 @@
-"""The rooms of the house: a folder imports only from folders above it in the pipeline, and only main imports stages."""
+"""The rooms of the house: a folder imports only from folders above it in the pipeline, and only
+main imports stages.
+"""
 
 import ast
 from pathlib import Path
@@ -6,15 +8,28 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mebt_jax"
-PIPELINE = ["data", "tokenizer", "masking", "transformer", "sampling", "metrics"]
-EVERYONE = {"config", "config_data", "errors"}
-ALLOWED = {room: {*EVERYONE, "runtime", *PIPELINE[: i + 1]} for i, room in enumerate(PIPELINE)}
+PIPELINE = ["data", "nn", "tokenizer", "backbones", "methods", "tasks", "metrics"]
+EVERYONE = {"config", "errors"}
+ALLOWED = {
+    package: {*EVERYONE, "runtime", *PIPELINE[: i + 1]} for i, package in enumerate(PIPELINE)
+}
 ALLOWED["runtime"] = {*EVERYONE, "runtime"}
-ALLOWED["interop"] = {*EVERYONE, "runtime", "interop", "tokenizer", "transformer", "metrics"}
-ALLOWED["stages"] = {*EVERYONE, "runtime", "interop", "stages", *PIPELINE}
+ALLOWED["interop"] = {
+    *EVERYONE,
+    "runtime",
+    "interop",
+    "data",
+    "nn",
+    "tokenizer",
+    "backbones",
+    "metrics",
+}
+ALLOWED["sampler"] = {*EVERYONE, "runtime", *PIPELINE, "stages"}
+ALLOWED["stages"] = {*EVERYONE, "runtime", "interop", "sampler", "stages", *PIPELINE}
 ALLOWED["main"] = {*EVERYONE, "runtime", "stages"}
-ALLOWED["aot"] = {*ALLOWED["main"], "main", "aot", "masking", "sampling", "tokenizer"}
-ALLOWED["config"] = ALLOWED["config_data"] = ALLOWED["errors"] = EVERYONE
+ALLOWED["aot"] = {*ALLOWED["main"], "main", "aot", "methods", "tokenizer"}
+ALLOWED["config"] = {*EVERYONE, "data"}
+ALLOWED["errors"] = EVERYONE
 
 GRAB_BAGS = {"util", "utils", "helper", "helpers", "common", "misc"}
 
@@ -34,7 +49,9 @@ def imported_rooms(path: Path) -> set[str]:
     return rooms - {"__version__"}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_imports_only_flow_down_the_pipeline(path):
     relative = path.relative_to(PACKAGE)
     room = relative.parts[0].removesuffix(".py")
@@ -42,10 +59,14 @@ def test_imports_only_flow_down_the_pipeline(path):
         assert not imported_rooms(path)
         return
     forbidden = imported_rooms(path) - ALLOWED[room]
-    assert not forbidden, f"{relative} imports {sorted(forbidden)}, which lies below {room} in the pipeline"
+    assert not forbidden, (
+        f"{relative} imports {sorted(forbidden)}, which lies below {room} in the pipeline"
+    )
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_files_have_one_topic(path):
     assert path.stem not in GRAB_BAGS
-    assert path.read_text().count("\n") <= 400, f"{path} is over 400 lines; split it by topic"
+    assert path.read_text().count("\n") <= 650, f"{path} is over 650 lines; split it by topic"

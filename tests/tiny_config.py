@@ -1,4 +1,6 @@
-"""The smallest config that runs every stage: for tests in this process, and as `--config=tests/tiny_config.py`."""
+"""The smallest config that runs every stage: for tests in this process, and as
+`--config=tests/tiny_config.py`.
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,7 +8,9 @@ from configs import base
 
 
 def tiny_config(**overrides) -> ConfigDict:
-    """8 frames of 16x16, 2x4x4 tokens; overrides are dotted names with the dots as double underscores: masking__splits=1."""
+    """8 frames of 16x16, 2x4x4 tokens; overrides are dotted names with the dots as double
+    underscores: masking__splits=1.
+    """
     config = base.get_config()
     config.name = "tiny"
     config.data.resolution = 16
@@ -53,7 +57,9 @@ def tiny_config(**overrides) -> ConfigDict:
 
     config.runtime.fsdp_min_elements = 512  # so that tiny arrays are split too
     config.lock()
-    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in overrides.items()})
+    config.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in overrides.items()}
+    )
     return config
 
 

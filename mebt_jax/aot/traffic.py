@@ -1,6 +1,8 @@
-"""Bytes that a compiled program moves, read from its text: through the memory of a device, and between devices.
+"""Bytes that a compiled program moves, read from its text: through the memory of a device, and
+between devices.
 
-XLA's own count of bytes takes the body of a loop once, and it counts no bytes between devices at all.
+XLA's own count of bytes takes the body of a loop once, and it counts no bytes between devices at
+all.
 """
 
 import collections
@@ -21,8 +23,18 @@ SENT = {
     "collective-broadcast": lambda n: 1,
 }
 BITS = {"pred": 8, "token": 0, "opaque": 0}
-NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
-              "opt-barrier", "iota"}
+NO_TRAFFIC = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "iota",
+}
 SLICES = {"dynamic-slice", "slice", "gather"}
 
 
@@ -31,7 +43,9 @@ class Traffic:
     """Of one device."""
 
     memory: float = 0.0  # bytes read and written, by whole arrays as the instructions name them
-    sent: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))  # by kind of collective
+    sent: dict[str, float] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(float)
+    )  # by kind of collective
     between_slices: float = 0.0  # of `sent`, in groups that span slices
     unknown_loops: int = 0  # counted as one turn each
 
@@ -56,9 +70,9 @@ class Instruction:
 def read_traffic(text: str, devices_per_slice: int | None = None) -> Traffic:
     """Traffic of a compiled program, from `compiled.as_text()`.
 
-    Loops count as often as they turn; of the branches of a conditional the largest counts. A fusion reads its operands, or the
-    slices of them that it takes, and writes its result, or the slice of it that it updates. Arrays on the chip (memory space 1 and
-    up) are free.
+    Loops count as often as they turn; of the branches of a conditional the largest counts. A fusion
+    reads its operands, or the slices of them that it takes, and writes its result, or the slice of
+    it that it updates. Arrays on the chip (memory space 1 and up) are free.
 
     Args:
         devices_per_slice: where there are several slices.
@@ -95,7 +109,10 @@ class _Program:
         if opcode in NO_TRAFFIC or opcode.endswith("-done") or opcode.endswith("-update"):
             return
         if opcode in SENT:
-            size = sum(_bytes(self.computations[computation][name].shape, on_chip=True) for name in one.operands)
+            size = sum(
+                _bytes(self.computations[computation][name].shape, on_chip=True)
+                for name in one.operands
+            )
             group, spans = self._group(one)
             if group > 1:
                 sent = size * SENT[opcode](group)
@@ -115,9 +132,14 @@ class _Program:
         elif opcode == "fusion":
             (inner,) = called
             operands = [self.computations[computation][name] for name in one.operands]
-            total.memory += self._written(inner) + sum(self._read(inner, i, x.shape) for i, x in enumerate(operands))
+            total.memory += self._written(inner) + sum(
+                self._read(inner, i, x.shape) for i, x in enumerate(operands)
+            )
             nested = self.traffic(inner)
-            for kind, size in nested.sent.items():  # a collective may be fused with what makes its operand
+            for (
+                kind,
+                size,
+            ) in nested.sent.items():  # a collective may be fused with what makes its operand
                 total.sent[kind] += size
             total.between_slices += nested.between_slices
         else:
@@ -131,13 +153,21 @@ class _Program:
             return 2 * _bytes(one.shape)
         if one.opcode == "dynamic-update-slice":
             return 2 * _bytes(instructions[one.operands[1]].shape)
-        return _bytes(one.shape) + sum(_bytes(instructions[name].shape) for name in one.operands if name in instructions)
+        return _bytes(one.shape) + sum(
+            _bytes(instructions[name].shape) for name in one.operands if name in instructions
+        )
 
     def _read(self, computation: str, index: int, shape: str) -> float:
         """Bytes that a fused computation reads of its operand `index`."""
         instructions = self.computations[computation]
-        parameter = next((one.name for one in instructions.values()
-                          if one.opcode == "parameter" and one.attributes.startswith(f"({index})")), None)
+        parameter = next(
+            (
+                one.name
+                for one in instructions.values()
+                if one.opcode == "parameter" and one.attributes.startswith(f"({index})")
+            ),
+            None,
+        )
         total = 0.0
         for user in instructions.values():
             if parameter not in user.operands:
@@ -145,7 +175,11 @@ class _Program:
             if user.opcode in SLICES and user.operands[0] == parameter:
                 total += _bytes(user.shape)
             elif user.opcode == "fusion":
-                total += sum(self._read(_called(user)[0], i, shape) for i, name in enumerate(user.operands) if name == parameter)
+                total += sum(
+                    self._read(_called(user)[0], i, shape)
+                    for i, name in enumerate(user.operands)
+                    if name == parameter
+                )
             elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == parameter):
                 return _bytes(shape)
         return min(total, _bytes(shape))
@@ -153,17 +187,25 @@ class _Program:
     def _written(self, computation: str) -> float:
         instructions = self.computations[computation]
         root = next(one for one in instructions.values() if one.is_root)
-        results = [instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        results = (
+            [instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        )
         total = 0.0
         for one in results:
             while one.opcode == "bitcast":
                 one = instructions[one.operands[0]]
-            updated = instructions[one.operands[1]].shape if one.opcode == "dynamic-update-slice" else one.shape
+            updated = (
+                instructions[one.operands[1]].shape
+                if one.opcode == "dynamic-update-slice"
+                else one.shape
+            )
             total += _bytes(updated)
         return total
 
     def _turns(self, loop: Instruction) -> int | None:
-        """Turns of a loop as the compiler found them, or of one that counts from 0 to a constant, as a scan does."""
+        """Turns of a loop as the compiler found them, or of one that counts from 0 to a constant,
+        as a scan does.
+        """
         if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(found[1])
         condition = self.computations[re.search(r"condition=%?([\w.\-]+)", loop.attributes)[1]]
@@ -180,7 +222,8 @@ class _Program:
         else:
             groups = groups_of(one.attributes)
         spans = self.devices_per_slice is not None and any(
-            len({device // self.devices_per_slice for device in group}) > 1 for group in groups)
+            len({device // self.devices_per_slice for device in group}) > 1 for group in groups
+        )
         return max(map(len, groups)), spans
 
 
@@ -196,8 +239,14 @@ def _instruction(line: str) -> Instruction | None:
     close = _closing(call[2]) + 1
     # The number of a parameter and the value of a constant stand where others have operands.
     attributes = call[2] if call[1] in ("parameter", "constant") else call[2][close:]
-    return Instruction(found[2], rest[:end], call[1], tuple(re.findall(r"%([\w.\-]+)", call[2][:close])), attributes,
-                       bool(found[1]))
+    return Instruction(
+        found[2],
+        rest[:end],
+        call[1],
+        tuple(re.findall(r"%([\w.\-]+)", call[2][:close])),
+        attributes,
+        bool(found[1]),
+    )
 
 
 def _closing(text: str) -> int:
@@ -211,8 +260,13 @@ def _closing(text: str) -> int:
 
 
 def _called(one: Instruction) -> list[str]:
-    names = re.findall(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)", one.attributes)
-    for several in re.findall(r"(?:branch_computations|called_computations)=\{([^}]*)\}", one.attributes):
+    names = re.findall(
+        r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)",
+        one.attributes,
+    )
+    for several in re.findall(
+        r"(?:branch_computations|called_computations)=\{([^}]*)\}", one.attributes
+    ):
         names += re.findall(r"%?([\w.\-]+)", several)
     return names
 
@@ -232,34 +286,50 @@ def _bytes(shape: str, on_chip: bool = False) -> float:
 
 
 def groups_of(attributes: str) -> list[list[int]]:
-    """Device groups of a collective: written out, as [groups,size]<=[dims]T(permutation), or as axes of a mesh, whose devices may
-    be in another order."""
+    """Device groups of a collective: written out, as [groups,size]<=[dims]T(permutation), or as
+    axes of a mesh, whose devices may be in another order.
+    """
     if found := re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes):
         return [[int(x) for x in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", found[1])]
     if found := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
-        return [[int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", found[1])]
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        return [
+            [int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", found[1])
+        ]
+    if found := re.search(
+        r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
+    ):
         return _transposed(found[3], found[4]).reshape(int(found[1]), int(found[2])).tolist()
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}",
-                          attributes):
+    if found := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
+        r"\{([^}]*)\}",
+        attributes,
+    ):
         groups = _along_axes(found[1], found[4])
         return (_transposed(found[2], found[3])[groups] if found[2] else groups).tolist()
     raise ValueError(f"a collective without groups that are known: {attributes[:200]}")
 
 
 def _transposed(dims: str, axes: str | None) -> np.ndarray:
-    """Devices in the order of [4,2]T(1,0), which counts them in an array of these sizes and then transposes it."""
+    """Devices in the order of [4,2]T(1,0), which counts them in an array of these sizes and then
+    transposes it.
+    """
     sizes = [int(size) for size in dims.split(",")]
     order = np.arange(np.prod(sizes)).reshape(sizes)
     return (order.transpose([int(axis) for axis in axes.split(",")]) if axes else order).reshape(-1)
 
 
 def _along_axes(mesh: str, axes: str) -> np.ndarray:
-    """Groups along axes such as 'a','b':(2)4 of a mesh such as 'a'=2,'b'=8; (2)4 is the part of size 4 inside of one of 2."""
+    """Groups along axes such as 'a','b':(2)4 of a mesh such as 'a'=2,'b'=8; (2)4 is the part of
+    size 4 inside of one of 2.
+    """
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     dims, along = [], []  # the parts of all axes, and those that the groups lie along
     for name, size in sizes.items():
-        parts = [(int(before), int(part)) for axis, before, part in re.findall(r"'([^']+)':\((\d+)\)(\d+)", axes) if axis == name]
+        parts = [
+            (int(before), int(part))
+            for axis, before, part in re.findall(r"'([^']+)':\((\d+)\)(\d+)", axes)
+            if axis == name
+        ]
         whole = re.search(rf"'{re.escape(name)}'(?!:)", axes) is not None
         done = 1
         for before, part in sorted(parts):
@@ -271,4 +341,6 @@ def _along_axes(mesh: str, axes: str) -> np.ndarray:
             along.append(len(dims) - 1)
     order = np.arange(np.prod(dims)).reshape(dims)
     others = [axis for axis in range(len(dims)) if axis not in along]
-    return order.transpose(*others, *along).reshape(-1, int(np.prod([dims[axis] for axis in along])))
+    return order.transpose(*others, *along).reshape(
+        -1, int(np.prod([dims[axis] for axis in along]))
+    )

@@ -1,8 +1,10 @@
-"""The tensorflow-datasets builders: what a record holds, how a video is cut into records, and the files that they end up in.
+"""The tensorflow-datasets builders: what a record holds, how a video is cut into records, and the
+files that they end up in.
 
-A record is a run of consecutive frames of one video as image files, so that the pipeline decodes no more than the window that
-it uses. Record files are written in parallel by data/preparation.py; a builder takes them over under the names and with the
-metadata by which tensorflow-datasets finds them. No feature here needs TensorFlow to be written or read.
+A record is a run of consecutive frames of one video as image files, so that the pipeline decodes no
+more than the window that it uses. Record files are written in parallel by data/preparation.py; a
+builder takes them over under the names and with the metadata by which tensorflow-datasets finds
+them. No feature here needs TensorFlow to be written or read.
 """
 
 import dataclasses
@@ -20,7 +22,9 @@ import tensorflow_datasets as tfds
 from mebt_jax.data import clips, video_files
 from mebt_jax.data.video_files import BrokenVideo, Video
 
-LAYOUT = 2  # of the records; goes up when their features change, so that older ones are prepared anew
+LAYOUT = (
+    2  # of the records; goes up when their features change, so that older ones are prepared anew
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +36,8 @@ class RecordSettings:
     resolution: int
     jpeg_quality: int
     record_frames: int
-    span: int  # consecutive frames that a clip reaches over; every such window lies whole in one record
+    # consecutive frames that a clip reaches over; every such window lies whole in one record
+    span: int
     validation_fraction: float
     seed: int
     layout: int = LAYOUT
@@ -48,16 +53,21 @@ class RecordFile:
 
 def record_features(classes: Sequence[str]) -> tfds.features.FeaturesDict:
     """Of one record; `classes` are the names that videos are labelled with, if any."""
-    return tfds.features.FeaturesDict({
-        "frames": tfds.features.Sequence(tfds.features.Text()),  # image files
-        "video": tfds.features.Text(),
-        "start": np.int64,  # first frame of the record, counted in the video
-        "frames_per_second": np.float32,  # 0 where unknown
-        "label": tfds.features.ClassLabel(names=list(classes)) if classes else np.int64,  # -1 where there is none
-    })
+    return tfds.features.FeaturesDict(
+        {
+            "frames": tfds.features.Sequence(tfds.features.Text()),  # image files
+            "video": tfds.features.Text(),
+            "start": np.int64,  # first frame of the record, counted in the video
+            "frames_per_second": np.float32,  # 0 where unknown
+            "label": tfds.features.ClassLabel(names=list(classes))
+            if classes
+            else np.int64,  # -1 where there is none
+        }
+    )
 
 
-# One record at a time can be read; images do not shrink, and unpacking them anew for each clip takes longer than decoding one.
+# One record at a time can be read; images do not shrink, and unpacking them anew for each clip
+# takes longer than decoding one.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
@@ -65,30 +75,51 @@ class Records(tfds.core.dataset_builder.FileReaderBuilder):
     """Finished files of records, as the splits of a data set."""
 
     VERSION = tfds.core.Version(f"{LAYOUT}.0.0")
-    # Where tfds would look for checksums of downloads, by way of a package that it does not install; there are none.
+    # Where tfds would look for checksums of downloads, by way of a package that it does not
+    # install; there are none.
     code_path = None
     description = homepage = ""
 
-    def __init__(self, data_dir: str, features: tfds.features.FeaturesDict, files: dict[str, list[RecordFile]]):
+    def __init__(
+        self,
+        data_dir: str,
+        features: tfds.features.FeaturesDict,
+        files: dict[str, list[RecordFile]],
+    ):
         self._features = features
         self._files = files
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(builder=self, features=self._features, description=self.description,
-                                     homepage=self.homepage or None)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=self._features,
+            description=self.description,
+            homepage=self.homepage or None,
+        )
 
-    def _download_and_prepare(self, dl_manager: tfds.download.DownloadManager, download_config=None) -> None:
-        """Names the finished files as shards of their splits; they stay where they are too, until all is done."""
+    def _download_and_prepare(
+        self, dl_manager: tfds.download.DownloadManager, download_config=None
+    ) -> None:
+        """Names the finished files as shards of their splits; they stay where they are too, until
+        all is done.
+        """
         del dl_manager, download_config
         splits = []
         for name, files in self._files.items():
             template = self._get_filename_template(split_name=name)
             for i, file in enumerate(files):
-                place(file.path, Path(template.sharded_filepath(shard_index=i, num_shards=len(files))))
-            splits.append(tfds.core.SplitInfo(name=name, shard_lengths=[file.records for file in files],
-                                              num_bytes=sum(file.path.stat().st_size for file in files),
-                                              filename_template=template))
+                place(
+                    file.path, Path(template.sharded_filepath(shard_index=i, num_shards=len(files)))
+                )
+            splits.append(
+                tfds.core.SplitInfo(
+                    name=name,
+                    shard_lengths=[file.records for file in files],
+                    num_bytes=sum(file.path.stat().st_size for file in files),
+                    filename_template=template,
+                )
+            )
         self.info.set_splits(tfds.core.splits.SplitDict(splits))
 
 
@@ -106,11 +137,15 @@ def place(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def video_records(video: Video, settings: RecordSettings, label: int, folder: Path) -> tuple[int, Iterator[dict]]:
-    """(number of frames, records in order) of one video, decoded once and holding one record in memory.
+def video_records(
+    video: Video, settings: RecordSettings, label: int, folder: Path
+) -> tuple[int, Iterator[dict]]:
+    """(number of frames, records in order) of one video, decoded once and holding one record in
+    memory.
 
-    The image files of the whole video wait in a temporary file in `folder`, since only at its end it is known that the video
-    is whole and how many records it makes: a video is used whole or not at all.
+    The image files of the whole video wait in a temporary file in `folder`, since only at its end
+    it is known that the video is whole and how many records it makes: a video is used whole or not
+    at all.
 
     Raises:
         BrokenVideo: it cannot be decoded to its end, or is shorter than a clip.
@@ -129,8 +164,16 @@ def video_records(video: Video, settings: RecordSettings, label: int, folder: Pa
         with spool:
             spool.seek(0)
             images = (spool.read(size) for size in sizes)
-            for start, frames in cut_records(images, record_bounds(len(sizes), settings.span, settings.record_frames)):
-                yield {"frames": frames, "video": video.name, "start": start, "frames_per_second": rate, "label": label}
+            for start, frames in cut_records(
+                images, record_bounds(len(sizes), settings.span, settings.record_frames)
+            ):
+                yield {
+                    "frames": frames,
+                    "video": video.name,
+                    "start": start,
+                    "frames_per_second": rate,
+                    "label": label,
+                }
 
     return len(sizes), records()
 
@@ -140,10 +183,12 @@ def too_short(frames: int, span: int) -> str:
 
 
 def record_bounds(num_frames: int, span: int, record_frames: int) -> list[tuple[int, int]]:
-    """(first frame, end) of the records of one video, such that each window of `span` frames starts in exactly one.
+    """(first frame, end) of the records of one video, such that each window of `span` frames starts
+    in exactly one.
 
-    Records overlap by span - 1 frames and have equal numbers of windows, so that no window is drawn more often than another
-    of its video. Where `record_frames` is below 2 * span they get longer than it, or most of each would be overlap.
+    Records overlap by span - 1 frames and have equal numbers of windows, so that no window is drawn
+    more often than another of its video. Where `record_frames` is below 2 * span they get longer
+    than it, or most of each would be overlap.
     """
     windows = num_frames - span + 1
     per_record = max(record_frames - span + 1, span)
@@ -152,7 +197,9 @@ def record_bounds(num_frames: int, span: int, record_frames: int) -> list[tuple[
     return [(edges[k], edges[k + 1] + span - 1) for k in range(records)]
 
 
-def cut_records(frames: Iterator[bytes], bounds: Sequence[tuple[int, int]]) -> Iterator[tuple[int, list[bytes]]]:
+def cut_records(
+    frames: Iterator[bytes], bounds: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, list[bytes]]]:
     """(first frame, frames) of each record, holding one record in memory."""
     held, first = [], 0
     for start, end in bounds:

@@ -1,7 +1,8 @@
-"""Arithmetic of clips: value range, temporal windows, square frames, JPEG. First file of the data room; no state.
+"""Arithmetic of clips: value range, temporal windows, square frames, JPEG. First file of the data
+room; no state.
 
-Between the data pipeline and the tokenizer a video is uint8 [B, F, H, W, 3]; inside the tokenizer it is float32 in
-[-0.5, 0.5].
+Between the data pipeline and the tokenizer a video is uint8 [B, F, H, W, 3]; inside the tokenizer
+it is float32 in [-0.5, 0.5].
 """
 
 import itertools
@@ -13,22 +14,29 @@ import numpy as np
 
 
 def to_float(video: Any) -> Any:
-    """uint8 video of any shape, numpy or jax -> float32 in [-0.5, 0.5] (the range of mebt/data.py:95)."""
+    """uint8 video of any shape, numpy or jax -> float32 in [-0.5, 0.5] (the range of
+    mebt/data.py:95).
+    """
     return video.astype("float32") / 255.0 - 0.5
 
 
 def to_uint8(video: Any) -> Any:
-    """Float video in [-0.5, 0.5] (values outside are clipped), numpy or jax -> uint8; inverse of `to_float`."""
+    """Float video in [-0.5, 0.5] (values outside are clipped), numpy or jax -> uint8; inverse of
+    `to_float`.
+    """
     return ((video.astype("float32") + 0.5) * 255.0).round().clip(0, 255).astype("uint8")
 
 
 def span(frames: int, stride: int) -> int:
-    """Number of consecutive video frames that a clip of `frames` frames, each `stride` after the last, reaches over."""
+    """Number of consecutive video frames that a clip of `frames` frames, each `stride` after the
+    last, reaches over.
+    """
     return (frames - 1) * stride + 1
 
 
 def square(image: np.ndarray, resolution: int) -> np.ndarray:
-    """Centre square of an image, [h, w, 3] uint8 -> [resolution, resolution, 3] uint8; shrinks by area, enlarges linearly.
+    """Centre square of an image, [h, w, 3] uint8 -> [resolution, resolution, 3] uint8; shrinks by
+    area, enlarges linearly.
 
     Cropping before resizing gives the picture of "shorter side resized, then cropped" at less work.
     """
@@ -43,7 +51,9 @@ def square(image: np.ndarray, resolution: int) -> np.ndarray:
 
 
 def encode_image(image: np.ndarray, quality: int) -> bytes:
-    """[h, w, 3] uint8 RGB -> content of a JPEG file; of a BMP file, which keeps the pixels as they are, at quality 0."""
+    """[h, w, 3] uint8 RGB -> content of a JPEG file; of a BMP file, which keeps the pixels as they
+    are, at quality 0.
+    """
     kind, options = (".jpg", [cv2.IMWRITE_JPEG_QUALITY, quality]) if quality else (".bmp", [])
     done, content = cv2.imencode(kind, image[..., ::-1], options)
     if not done:
@@ -52,14 +62,18 @@ def encode_image(image: np.ndarray, quality: int) -> bytes:
 
 
 def decode_image(content: bytes) -> np.ndarray | None:
-    """Content of an image file of any format OpenCV reads -> [h, w, 3] uint8 RGB; None if it is not an image."""
+    """Content of an image file of any format OpenCV reads -> [h, w, 3] uint8 RGB; None if it is not
+    an image.
+    """
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def decode_images(contents: Sequence[bytes]) -> np.ndarray:
     """F image files of one size -> uint8 [F, H, W, 3] RGB."""
-    images = (cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) for content in contents)
+    images = (
+        cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) for content in contents
+    )
     first = next(images)
     video = np.empty((len(contents), *first.shape), np.uint8)
     for frame, image in zip(video, itertools.chain([first], images)):

@@ -1,4 +1,5 @@
-"""How data sets lie on disk: from a folder to its list of videos, with split and class where the set gives them.
+"""How data sets lie on disk: from a folder to its list of videos, with split and class where the
+set gives them.
 
 Frame lists `train.txt` and `test.txt`, the input of the official program, are read in every set.
 """
@@ -23,35 +24,60 @@ UCF_NAME = re.compile(r"v_(?P<label>[A-Za-z]+)_g(?P<group>\d+)_c\d+")
 def any_folder(path: Path) -> list[Video]:
     """Official frame lists if they are there, else all videos.
 
-    Subfolders train and test split them, directly in the folder or one below it, where an archive may put them.
+    Subfolders train and test split them, directly in the folder or one below it, where an archive
+    may put them.
     """
     lists = [(path / "train.txt", "train"), (path / "test.txt", "validation")]
     if _is_frame_list(path / "train.txt"):
-        return [video for file, split in lists if file.exists() for video in video_files.read_frame_list(file, split)]
+        return [
+            video
+            for file, split in lists
+            if file.exists()
+            for video in video_files.read_frame_list(file, split)
+        ]
     videos = video_files.find_videos(path)
     for i, video in enumerate(videos):
-        splits = [SPLIT_FOLDERS[part] for part in video.name.lower().split("/")[:2] if part in SPLIT_FOLDERS]
+        splits = [
+            SPLIT_FOLDERS[part]
+            for part in video.name.lower().split("/")[:2]
+            if part in SPLIT_FOLDERS
+        ]
         videos[i] = dataclasses.replace(video, split=splits[0] if splits else "")
     return videos
 
 
 def images(path: Path) -> list[Video]:
-    """Every image file, at any depth, as a video of one frame; subfolders train and test split them as in `any_folder`."""
-    return [dataclasses.replace(folder, name=file.relative_to(path).as_posix(), files=(file,))
-            for folder in any_folder(path) if folder.is_frames for file in folder.files]
+    """Every image file, at any depth, as a video of one frame; subfolders train and test split them
+    as in `any_folder`.
+    """
+    return [
+        dataclasses.replace(folder, name=file.relative_to(path).as_posix(), files=(file,))
+        for folder in any_folder(path)
+        if folder.is_frames
+        for file in folder.files
+    ]
 
 
 def ucf101(path: Path) -> list[Video]:
-    """UCF-101 by the official lists of split 1; without them, by their rule: groups 1 to 7 are held out.
+    """UCF-101 by the official lists of split 1; without them, by their rule: groups 1 to 7 are held
+    out.
 
-    Clips of one group are cut from the same recording, so a split across groups would leak. Names are compared without regard
-    to case, since some copies write HandstandPushups for the HandStandPushups of the lists.
+    Clips of one group are cut from the same recording, so a split across groups would leak. Names
+    are compared without regard to case, since some copies write HandstandPushups for the
+    HandStandPushups of the lists.
     """
     names = {name.lower(): name for name in ucf101_classes(path)}
     if _is_frame_list(path / "train.txt"):
-        return [dataclasses.replace(video, label=_ucf_class(video.name, names)) for video in any_folder(path)]
-    listed = {name: split for file, split in (("trainlist01.txt", "train"), ("testlist01.txt", "validation"))
-              for found in path.rglob(file) for name in _listed_names(found)}
+        return [
+            dataclasses.replace(video, label=_ucf_class(video.name, names))
+            for video in any_folder(path)
+        ]
+    listed = {
+        name: split
+        for file, split in (("trainlist01.txt", "train"), ("testlist01.txt", "validation"))
+        for found in path.rglob(file)
+        for name in _listed_names(found)
+    }
     videos = []
     for video in video_files.find_videos(path):
         stem = Path(video.name).name if video.is_frames else video.files[0].stem
@@ -66,7 +92,9 @@ def ucf101(path: Path) -> list[Video]:
 
 
 def ucf101_classes(path: Path) -> list[str]:
-    """Class names in the order of the official classInd.txt (`1 ApplyEyeMakeup`), that of the alphabet; [] without it."""
+    """Class names in the order of the official classInd.txt (`1 ApplyEyeMakeup`), that of the
+    alphabet; [] without it.
+    """
     for file in path.rglob("classInd.txt"):
         lines = [line.split() for line in file.read_text().splitlines() if line.strip()]
         return [line[1] for line in sorted(lines, key=lambda line: int(line[0]))]
@@ -74,17 +102,25 @@ def ucf101_classes(path: Path) -> list[str]:
 
 
 def sky_timelapse(path: Path) -> list[Video]:
-    """Sky Time-lapse: sky_train/<video>/<clip>/<frames>.jpg, split by folder; a gap in the numbers starts another video."""
+    """Sky Time-lapse: sky_train/<video>/<clip>/<frames>.jpg, split by folder; a gap in the numbers
+    starts another video.
+    """
     videos = any_folder(path)
     if _is_frame_list(path / "train.txt"):
         return videos
-    return [run for video in videos for run in (video_files.split_at_gaps(video) if video.is_frames else [video])]
+    return [
+        run
+        for video in videos
+        for run in (video_files.split_at_gaps(video) if video.is_frames else [video])
+    ]
 
 
 def taichi_hd(path: Path) -> list[Video]:
-    """Taichi-HD as its loader leaves it: train and test with `<video>#<first frame>#<end>.mp4`, files or folders of frames.
+    """Taichi-HD as its loader leaves it: train and test with `<video>#<first frame>#<end>.mp4`,
+    files or folders of frames.
 
-    Chunks that lie elsewhere are placed by the column `partition` of the set's taichi-metadata.csv, if it is there.
+    Chunks that lie elsewhere are placed by the column `partition` of the set's taichi-metadata.csv,
+    if it is there.
     """
     videos = any_folder(path)
     partitions = {}
@@ -92,13 +128,19 @@ def taichi_hd(path: Path) -> list[Video]:
         with file.open(newline="") as rows:
             for row in csv.DictReader(rows):
                 if not {"video_id", "partition"} <= row.keys():
-                    raise UserError(f"{file} has no columns video_id and partition; take the file of the first-order-model "
-                                    f"repository, or sort the videos into folders train and test.")
+                    raise UserError(
+                        f"{file} has no columns video_id and partition; take the file of the "
+                        "first-order-model "
+                        f"repository, or sort the videos into folders train and test."
+                    )
                 partitions[row["video_id"]] = SPLIT_FOLDERS.get(row["partition"], "")
     for i, video in enumerate(videos):
         parts = Path(video.name).name.split("#")
         if not video.split and len(parts) >= 3:
-            names = ("#".join(parts[:-2]), "#".join(parts[:-2][::-1]))  # the loader turns the parts of a name around
+            names = (
+                "#".join(parts[:-2]),
+                "#".join(parts[:-2][::-1]),
+            )  # the loader turns the parts of a name around
             split = next((partitions[name] for name in names if name in partitions), "")
             videos[i] = dataclasses.replace(video, split=split)
     return videos
@@ -118,5 +160,9 @@ def _ucf_class(name: str, names: dict[str, str]) -> str:
 
 
 def _listed_names(path: Path) -> set[str]:
-    """Stems, in small letters, of the videos in an official list, whose lines are `Class/v_Class_g01_c01.avi [label]`."""
-    return {Path(line.split()[0]).stem.lower() for line in path.read_text().splitlines() if line.strip()}
+    """Stems, in small letters, of the videos in an official list, whose lines are
+    `Class/v_Class_g01_c01.avi [label]`.
+    """
+    return {
+        Path(line.split()[0]).stem.lower() for line in path.read_text().splitlines() if line.strip()
+    }

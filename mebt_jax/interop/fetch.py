@@ -2,7 +2,8 @@
 
     python -m mebt_jax.interop.fetch [NAME] [--folder DIR] [--from-file FILE]
 
-Without a name it lists them. With --from-file a file that was fetched by hand is checked and put in its place.
+Without a name it lists them. With --from-file a file that was fetched by hand is checked and put in
+its place.
 """
 
 import argparse
@@ -14,20 +15,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mebt_jax.data.downloads import digest, receive
 from mebt_jax.errors import UserError
 from mebt_jax.interop.weights import WEIGHTS, Weights
-from mebt_jax.runtime.downloads import digest, receive
 from mebt_jax.runtime.telemetry import say
 
 FOLDER = Path("~/.cache/mebt_jax/weights")
 ATTEMPTS = 3
 
 
-def fetch(name: str, folder: Path, from_file: Path | None = None, weights: dict[str, Weights] = WEIGHTS) -> Path:
+def fetch(
+    name: str, folder: Path, from_file: Path | None = None, weights: dict[str, Weights] = WEIGHTS
+) -> Path:
     """The checked file of `name` below `folder`, which is made.
 
     Raises:
-        UserError: there is no such name, the host does not give the file, or it is another file than the published one.
+        UserError: there is no such name, the host does not give the file, or it is another file
+            than the published one.
     """
     if name not in weights:
         raise UserError(f"There are no weights named {name!r}; the names are {', '.join(weights)}.")
@@ -39,12 +43,23 @@ def fetch(name: str, folder: Path, from_file: Path | None = None, weights: dict[
         return target
     if from_file is not None:
         if not from_file.is_file():
-            raise UserError(f"There is no file {from_file}; give the path of the file that you fetched.")
+            raise UserError(
+                f"There is no file {from_file}; give the path of the file that you fetched."
+            )
         check(from_file, name, wanted)
-        with_disk(folder, lambda: (folder.mkdir(parents=True, exist_ok=True), shutil.copyfile(from_file, partial)))
+        with_disk(
+            folder,
+            lambda: (
+                folder.mkdir(parents=True, exist_ok=True),
+                shutil.copyfile(from_file, partial),
+            ),
+        )
     else:
         if wanted.by_hand:
-            raise UserError(f"{name} lies in a folder that only a person can choose from; {by_hand(name, wanted)}")
+            raise UserError(
+                f"{name} lies in a folder that only a person can choose from; "
+                f"{by_hand(name, wanted)}"
+            )
         download(name, wanted, partial)
         try:
             check(partial, name, wanted)
@@ -73,28 +88,44 @@ def download(name: str, wanted: Weights, partial: Path) -> None:
         except OSError as error:  # of the network or of the disk
             reason = str(getattr(error, "reason", error))
         say(f"{name}: {reason}, attempt {attempt} of {ATTEMPTS}")
-    kept = f"{partial.stat().st_size:,} bytes are kept for the next try; " if partial.exists() else ""
-    raise UserError(f"Could not fetch {name} ({reason}); {kept}run the same command again, or {by_hand(name, wanted)}")
+    kept = (
+        f"{partial.stat().st_size:,} bytes are kept for the next try; " if partial.exists() else ""
+    )
+    raise UserError(
+        f"Could not fetch {name} ({reason}); {kept}run the same command again, or "
+        f"{by_hand(name, wanted)}"
+    )
 
 
 def check(path: Path, name: str, wanted: Weights) -> None:
     """Raises UserError if size or digest are not the published ones."""
     size = path.stat().st_size
     if wanted.size and size != wanted.size:
-        raise UserError(f"{path} has {size:,} bytes, but the published {wanted.file} has {wanted.size:,}; "
-                        f"{by_hand(name, wanted)}")
+        raise UserError(
+            f"{path} has {size:,} bytes, but the published {wanted.file} has {wanted.size:,}; "
+            f"{by_hand(name, wanted)}"
+        )
     algorithm, _, expected = wanted.digest.partition(":")
     found = digest(path, algorithm or "sha256")
     if not found.startswith(expected):
-        raise UserError(f"{path} is not the published {wanted.file}: its {algorithm} is {found} instead of {expected}; "
-                        f"{by_hand(name, wanted)}")
+        raise UserError(
+            f"{path} is not the published {wanted.file}: its {algorithm} is {found} instead of "
+            f"{expected}; "
+            f"{by_hand(name, wanted)}"
+        )
     if not expected:
-        say(f"{path} has sha256 {found}; none is published to compare it with, the converter checks what it holds.")
+        say(
+            f"{path} has sha256 {found}; none is published to compare it with, the converter "
+            "checks what it holds."
+        )
 
 
 def by_hand(name: str, wanted: Weights) -> str:
-    return (f"fetch {wanted.file} by hand from {wanted.page} and run `python -m mebt_jax.interop.fetch {name} --from-file "
-            f"FILE`.")
+    return (
+        f"fetch {wanted.file} by hand from {wanted.page} and run `python -m mebt_jax.interop.fetch "
+        f"{name} --from-file "
+        f"FILE`."
+    )
 
 
 def with_disk(folder: Path, write: Callable[[], Any]) -> None:
@@ -102,18 +133,29 @@ def with_disk(folder: Path, write: Callable[[], Any]) -> None:
     try:
         write()
     except OSError as error:
-        raise UserError(f"Could not write to {folder} ({error.strerror}); free some space or choose another --folder."
-                        ) from error
+        raise UserError(
+            f"Could not write to {folder} ({error.strerror}); free some space or choose another "
+            "--folder."
+        ) from error
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m mebt_jax.interop.fetch", description="Fetches published weights.")
+    parser = argparse.ArgumentParser(
+        prog="python -m mebt_jax.interop.fetch", description="Fetches published weights."
+    )
     parser.add_argument("name", nargs="?", help=", ".join(WEIGHTS))
-    parser.add_argument("--folder", type=Path, default=FOLDER, help=f"where the file goes; default {FOLDER}")
+    parser.add_argument(
+        "--folder", type=Path, default=FOLDER, help=f"where the file goes; default {FOLDER}"
+    )
     parser.add_argument("--from-file", type=Path, help="a file that was fetched by hand")
     given = parser.parse_args(arguments)
     if given.name is None:
-        print("\n".join(f"{name:14s} {wanted.purpose} ({wanted.licence})" for name, wanted in WEIGHTS.items()))
+        print(
+            "\n".join(
+                f"{name:14s} {wanted.purpose} ({wanted.licence})"
+                for name, wanted in WEIGHTS.items()
+            )
+        )
         return
     try:
         target = fetch(given.name, given.folder.expanduser(), given.from_file)

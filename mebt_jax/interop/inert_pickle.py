@@ -1,7 +1,9 @@
-"""Reads pickles without running anything from them: out come numbers, strings, containers and records, and nothing else.
+"""Reads pickles without running anything from them: out come numbers, strings, containers and
+records, and nothing else.
 
-A pickle is a program that may import and call whatever it names. Here every name that it may use stands in a closed list,
-with a stand-in of ours behind it that only keeps data; any other name ends the reading. Nothing is ever imported.
+A pickle is a program that may import and call whatever it names. Here every name that it may use
+stands in a closed list, with a stand-in of ours behind it that only keeps data; any other name ends
+the reading. Nothing is ever imported.
 """
 
 import io
@@ -16,7 +18,8 @@ import numpy as np
 # Tuples nested without bound would overflow the stack of the interpreter where they are hashed.
 MAX_TUPLES = 100_000
 MAX_DEPTH = 100
-# What a pickle mentions many times is copied as often; a small one could ask for more copies than there is memory.
+# What a pickle mentions many times is copied as often; a small one could ask for more copies than
+# there is memory.
 MAX_VALUES = 10_000_000
 
 NUMERIC = re.compile(r"[<>=|]?[biufc?][0-9]{0,2}")
@@ -83,7 +86,9 @@ class Record:
 
 
 class PlainDict(dict):
-    """Any kind of dict; what else was attached to it, such as PyTorch's version notes, is dropped."""
+    """Any kind of dict; what else was attached to it, such as PyTorch's version notes, is
+    dropped.
+    """
 
     def __init__(self, *arguments: Any):
         super().__init__()
@@ -111,7 +116,9 @@ class NumpyType(Record):
 
 
 class NumpyArray(Record):
-    """What `_reconstruct` begins and its state (version, shape, type, Fortran order, bytes) completes."""
+    """What `_reconstruct` begins and its state (version, shape, type, Fortran order, bytes)
+    completes.
+    """
 
     def array(self) -> np.ndarray:
         _, shape, kind, fortran, raw = self.state
@@ -121,7 +128,11 @@ class NumpyArray(Record):
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
     counts = (offset, *shape, *strides)
-    if not isinstance(storage, Storage) or len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in counts):
+    if (
+        not isinstance(storage, Storage)
+        or len(shape) != len(strides)
+        or not all(type(n) is int and n >= 0 for n in counts)
+    ):
         raise ValueError("a tensor without a storage, or of impossible sizes")
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
@@ -159,26 +170,70 @@ def _record(name: str) -> type[Record]:
 
 def _allowed() -> dict[str, Any]:
     names: dict[str, Any] = {
-        "torch._utils._rebuild_tensor": Call(_rebuild_tensor), "torch._utils._rebuild_tensor_v2": Call(_rebuild_tensor),
-        "torch._utils._rebuild_parameter": Call(_rebuild_parameter), "torch.Size": Call(_size),
-        "collections.OrderedDict": PlainDict, "collections.defaultdict": PlainDict,
+        "torch._utils._rebuild_tensor": Call(_rebuild_tensor),
+        "torch._utils._rebuild_tensor_v2": Call(_rebuild_tensor),
+        "torch._utils._rebuild_parameter": Call(_rebuild_parameter),
+        "torch.Size": Call(_size),
+        "collections.OrderedDict": PlainDict,
+        "collections.defaultdict": PlainDict,
         "pytorch_lightning.utilities.parsing.AttributeDict": PlainDict,
-        "copyreg._reconstructor": Call(_reconstructor), "copy_reg._reconstructor": Call(_reconstructor),
+        "copyreg._reconstructor": Call(_reconstructor),
+        "copy_reg._reconstructor": Call(_reconstructor),
         "_codecs.encode": Call(_encode),
-        "numpy.dtype": NumpyType, "numpy.ndarray": Name("numpy.ndarray"),
+        "numpy.dtype": NumpyType,
+        "numpy.ndarray": Name("numpy.ndarray"),
     }
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         names |= {f"{module}.scalar": Call(_scalar), f"{module}._reconstruct": NumpyArray}
-    records = ["argparse.Namespace", "torch.device", "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig",
-               "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata"]
-    records += [f"omegaconf.nodes.{kind}Node" for kind in ("Any", "Integer", "Float", "String", "Boolean")]
+    records = [
+        "argparse.Namespace",
+        "torch.device",
+        "omegaconf.dictconfig.DictConfig",
+        "omegaconf.listconfig.ListConfig",
+        "omegaconf.base.ContainerMetadata",
+        "omegaconf.base.Metadata",
+    ]
+    records += [
+        f"omegaconf.nodes.{kind}Node" for kind in ("Any", "Integer", "Float", "String", "Boolean")
+    ]
     names |= {name: _record(name) for name in records}
     mentioned = ["typing.Any", "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"]
-    mentioned += [f"{module}.{kind}" for module in ("builtins", "__builtin__") for kind in (
-        "object", "dict", "list", "tuple", "int", "long", "float", "str", "unicode", "bool", "bytes")]
-    mentioned += [f"torch.{kind}" for kind in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")]
-    mentioned += [f"torch.{kind}Storage" for kind in (
-        "Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")]
+    mentioned += [
+        f"{module}.{kind}"
+        for module in ("builtins", "__builtin__")
+        for kind in (
+            "object",
+            "dict",
+            "list",
+            "tuple",
+            "int",
+            "long",
+            "float",
+            "str",
+            "unicode",
+            "bool",
+            "bytes",
+        )
+    ]
+    mentioned += [
+        f"torch.{kind}"
+        for kind in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
+    ]
+    mentioned += [
+        f"torch.{kind}Storage"
+        for kind in (
+            "Float",
+            "Double",
+            "Half",
+            "BFloat16",
+            "Long",
+            "Int",
+            "Short",
+            "Char",
+            "Byte",
+            "Bool",
+        )
+    ]
     return names | {name: Name(name) for name in mentioned}
 
 
@@ -186,7 +241,8 @@ ALLOWED = _allowed()
 
 
 def scan(stream: Any) -> bytes:
-    """The next pickle of a stream (with `read`, `readline`, `tell`, `seek`), checked opcode by opcode; moves behind it.
+    """The next pickle of a stream (with `read`, `readline`, `tell`, `seek`), checked opcode by
+    opcode; moves behind it.
 
     Raises:
         ValueError: it is cut short, is no pickle, or nests too many tuples.
@@ -232,7 +288,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 def plain(value: Any, array_of: Callable[[Tensor], np.ndarray]) -> Any:
-    """Records turned into dicts, lists and values, and tensors into arrays; a Namespace is the dict of its fields.
+    """Records turned into dicts, lists and values, and tensors into arrays; a Namespace is the dict
+    of its fields.
 
     Raises:
         ValueError: something contains itself, or too much.
@@ -247,17 +304,27 @@ def plain(value: Any, array_of: Callable[[Tensor], np.ndarray]) -> Any:
         if isinstance(value, Tensor):
             return array_of(value)
         if isinstance(value, dict):
-            return {key if isinstance(key, (str, int)) else str(key): inner(entry, depth + 1) for key, entry in value.items()}
+            return {
+                key if isinstance(key, (str, int)) else str(key): inner(entry, depth + 1)
+                for key, entry in value.items()
+            }
         if isinstance(value, (list, tuple)):
-            return (tuple if isinstance(value, tuple) else list)(inner(entry, depth + 1) for entry in value)
+            return (tuple if isinstance(value, tuple) else list)(
+                inner(entry, depth + 1) for entry in value
+            )
         if isinstance(value, NumpyArray):
             return value.array()
         if isinstance(value, Record) and isinstance(value.state, dict):
-            # OmegaConf keeps the value of a node in `_val`, the entries of a container in `_content`.
+            # OmegaConf keeps the value of a node in `_val`, the entries of a container in
+            # `_content`.
             for field in ("_content", "_val"):
                 if value.name.startswith("omegaconf.") and field in value.state:
                     return inner(value.state[field], depth + 1)
-            return {key: inner(entry, depth + 1) for key, entry in value.state.items() if key not in ("_parent", "_metadata")}
+            return {
+                key: inner(entry, depth + 1)
+                for key, entry in value.state.items()
+                if key not in ("_parent", "_metadata")
+            }
         if isinstance(value, Record):
             return None
         return value

@@ -1,7 +1,9 @@
-"""One parameter under two names: what all conversions between official PyTorch weights and our trees share.
+"""One parameter under two names: what all conversions between official PyTorch weights and our
+trees share.
 
-A `Part` says for every leaf of one of our trees which official parameters it is made of and how their axes map. The same
-table is read in both directions, so what goes in comes out again bit for bit.
+A `Part` says for every leaf of one of our trees which official parameters it is made of and how
+their axes map. The same table is read in both directions, so what goes in comes out again bit for
+bit.
 """
 
 import dataclasses
@@ -28,8 +30,8 @@ TRANSPOSED3D = "i o f h w -> f h w i o"  # transposed convolutions keep their in
 class Pair:
     """Official `names` of one leaf of ours; more than one are stacked along a new first axis.
 
-    `layout` is an einops pattern from their axes to ours, "" where they are the same; `sizes` are the axis sizes that
-    the pattern needs.
+    `layout` is an einops pattern from their axes to ours, "" where they are the same; `sizes` are
+    the axis sizes that the pattern needs.
     """
 
     names: tuple[str, ...]
@@ -64,12 +66,17 @@ class Part:
 def part_of(tree: Any, pair_of: Callable[[Path], Pair]) -> Part:
     """The part of an nnx state or a nested dict of arrays (abstract ones will do)."""
     leaves = leaves_of(tree)
-    return Part({path: pair_of(path) for path in leaves}, {path: tuple(leaf.shape) for path, leaf in leaves.items()})
+    return Part(
+        {path: pair_of(path) for path in leaves},
+        {path: tuple(leaf.shape) for path, leaf in leaves.items()},
+    )
 
 
 def leaves_of(tree: Any) -> dict[Path, Any]:
     """Leaves of an nnx state or a nested dict by path."""
-    return traverse_util.flatten_dict(nnx.to_pure_dict(tree) if isinstance(tree, nnx.State) else tree)
+    return traverse_util.flatten_dict(
+        nnx.to_pure_dict(tree) if isinstance(tree, nnx.State) else tree
+    )
 
 
 def filled(state: nnx.State, leaves: Leaves) -> nnx.State:
@@ -79,21 +86,36 @@ def filled(state: nnx.State, leaves: Leaves) -> nnx.State:
     return copy
 
 
-def from_official(arrays: Mapping[str, np.ndarray], parts: Mapping[str, Part], *, mend: str) -> dict[str, Leaves]:
+def from_official(
+    arrays: Mapping[str, np.ndarray], parts: Mapping[str, Part], *, mend: str
+) -> dict[str, Leaves]:
     """Leaves of every part, float32, from official arrays that are each used exactly once.
 
     Raises:
-        UserError: lists by name what is missing, unknown, of another shape or not finite, and ends with `mend`.
+        UserError: lists by name what is missing, unknown, of another shape or not finite, and ends
+            with `mend`.
     """
-    shapes = {name: shape for part in parts.values() for name, shape in part.official_shapes().items()}
+    shapes = {
+        name: shape for part in parts.values() for name, shape in part.official_shapes().items()
+    }
     problems = [f"{name} is missing" for name in shapes if name not in arrays]
     problems += [f"{name} is unknown" for name in arrays if name not in shapes]
-    problems += [f"{name} has shape {tuple(arrays[name].shape)} instead of {shape}" for name, shape in shapes.items()
-                 if name in arrays and tuple(arrays[name].shape) != shape]
-    problems += [f"{name} is not finite" for name in shapes if name in arrays and not np.isfinite(arrays[name]).all()]
+    problems += [
+        f"{name} has shape {tuple(arrays[name].shape)} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in arrays and tuple(arrays[name].shape) != shape
+    ]
+    problems += [
+        f"{name} is not finite"
+        for name in shapes
+        if name in arrays and not np.isfinite(arrays[name]).all()
+    ]
     if problems:
         raise UserError(f"The official weights do not fit: {'; '.join(sorted(problems))}; {mend}")
-    return {name: {path: _leaf(arrays, pair) for path, pair in part.pairs.items()} for name, part in parts.items()}
+    return {
+        name: {path: _leaf(arrays, pair) for path, pair in part.pairs.items()}
+        for name, part in parts.items()
+    }
 
 
 def to_official(leaves: Mapping[Path, Any], part: Part) -> dict[str, np.ndarray]:
@@ -102,16 +124,26 @@ def to_official(leaves: Mapping[Path, Any], part: Part) -> dict[str, np.ndarray]
     for path, pair in part.pairs.items():
         leaf = np.asarray(leaves[path])
         pieces = list(leaf) if len(pair.names) > 1 else [leaf]
-        arrays |= {name: np.ascontiguousarray(pair.to_theirs(piece)).reshape(pair.to_theirs(piece).shape)
-                   for name, piece in zip(pair.names, pieces)}
+        arrays |= {
+            name: np.ascontiguousarray(pair.to_theirs(piece)).reshape(pair.to_theirs(piece).shape)
+            for name, piece in zip(pair.names, pieces)
+        }
     return arrays
 
 
 def without_counters(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All but `num_batches_tracked`: the number of training steps of a BatchNorm, which enters no computation."""
-    return {name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")}
+    """All but `num_batches_tracked`: the number of training steps of a BatchNorm, which enters no
+    computation.
+    """
+    return {
+        name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")
+    }
 
 
 def _leaf(arrays: Mapping[str, np.ndarray], pair: Pair) -> np.ndarray:
     pieces = [pair.to_ours(np.asarray(arrays[name], np.float32)) for name in pair.names]
-    return np.stack(pieces) if len(pieces) > 1 else np.ascontiguousarray(pieces[0]).reshape(pieces[0].shape)
+    return (
+        np.stack(pieces)
+        if len(pieces) > 1
+        else np.ascontiguousarray(pieces[0]).reshape(pieces[0].shape)
+    )

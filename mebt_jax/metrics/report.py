@@ -1,4 +1,6 @@
-"""The page that shows an evaluation: one HTML file with its tables, curves, pictures and clips inside, to mail or to keep."""
+"""The page that shows an evaluation: one HTML file with its tables, curves, pictures and clips
+inside, to mail or to keep.
+"""
 
 import base64
 import dataclasses
@@ -23,9 +25,13 @@ figure.clip img { image-rendering: pixelated; width: 160px; } figure.wide img { 
 code { background: #f4f4f4; padding: .1em .3em; } .protocol { font-size: 13px; }
 """
 
-COLUMNS = ("Std. error: over repeats, from random halves of one, or from the spread over clips. Real clips: what real clips reach "
-           "against other real ones at the same N; no model can be expected to do better. N → ∞: what is left without a bias of "
-           "1/N; the same where there is no bias, empty where its law is not known.")
+COLUMNS = (
+    "Std. error: over repeats, from random halves of one, or from the spread over clips. Real "
+    "clips: what real clips reach "
+    "against other real ones at the same N; no model can be expected to do better. N → ∞: what is "
+    "left without a bias of "
+    "1/N; the same where there is no bias, empty where its law is not known."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +43,15 @@ class Clips:
     clips: Sequence[tuple[str, np.ndarray]]  # (caption, uint8 [F, H, W, 3])
 
 
-def write_page(path: Path, title: str, results: Mapping[str, Result], rows: Sequence[Clips] = (),
-               images: Mapping[str, Path] | None = None, notes: Sequence[str] = (), frames_per_second: float = 8.0) -> None:
+def write_page(
+    path: Path,
+    title: str,
+    results: Mapping[str, Result],
+    rows: Sequence[Clips] = (),
+    images: Mapping[str, Path] | None = None,
+    notes: Sequence[str] = (),
+    frames_per_second: float = 8.0,
+) -> None:
     """Writes the page.
 
     Args:
@@ -50,7 +63,13 @@ def write_page(path: Path, title: str, results: Mapping[str, Result], rows: Sequ
         notes: sentences to stand on top, such as clips that were skipped.
         frames_per_second: of the clips.
     """
-    protocols = sorted({result.protocol for name, result in results.items() if name.endswith("frechet") and result.protocol})
+    protocols = sorted(
+        {
+            result.protocol
+            for name, result in results.items()
+            if name.endswith("frechet") and result.protocol
+        }
+    )
     parts = [f"<h1>{_text(title)}</h1>"]
     parts += [f"<p class=protocol><code>{_text(protocol)}</code></p>" for protocol in protocols]
     parts += [f"<p>{_text(note)}</p>" for note in notes]
@@ -60,23 +79,34 @@ def write_page(path: Path, title: str, results: Mapping[str, Result], rows: Sequ
     parts += ["<h2>Numbers</h2>", f"<p>{_text(COLUMNS)}</p>", _table(results)]
     for caption, image in (images or {}).items():
         if image.exists():
-            parts.append(f'<h2>{_text(caption)}</h2><figure class=wide><img alt="{_text(caption)}" '
-                         f'src="{_inline(image)}"></figure>')
+            parts.append(
+                f'<h2>{_text(caption)}</h2><figure class=wide><img alt="{_text(caption)}" '
+                f'src="{_inline(image)}"></figure>'
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>{_text(title)}</title>'
-                    f"<style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n", encoding="utf-8")
+    path.write_text(
+        f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>{_text(title)}</title>"
+        f"<style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n",
+        encoding="utf-8",
+    )
 
 
 def best_median_worst(scores: np.ndarray, higher_is_better: bool) -> list[tuple[str, int]]:
-    """("best", index), ("median", ...), ("worst", ...) of scores [n]; fewer for fewer than three."""
+    """("best", index), ("median", ...), ("worst", ...) of scores [n]; fewer for fewer than
+    three.
+    """
     order = np.argsort(-scores if higher_is_better else scores, kind="stable")
     places = {"best": 0, "median": (len(order) - 1) // 2, "worst": len(order) - 1}
-    chosen = {int(order[place]): name for name, place in reversed(places.items())} if len(order) else {}
+    chosen = (
+        {int(order[place]): name for name, place in reversed(places.items())} if len(order) else {}
+    )
     return [(name, index) for index, name in reversed(chosen.items())]
 
 
 def _table(results: Mapping[str, Result]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("", "value", "std. error", "real clips", "N → ∞", "N", ""))
+    head = "".join(
+        f"<th>{name}</th>" for name in ("", "value", "std. error", "real clips", "N → ∞", "N", "")
+    )
     lines, group = [], None
     for name, result in results.items():
         first = name.split("/")[0]
@@ -84,9 +114,14 @@ def _table(results: Mapping[str, Result]) -> str:
             group = first
             lines.append(f"<tr class=group><td colspan=7>{_text(group)}</td></tr>")
         e = result.estimate
-        numbers = "".join(f"<td>{_number(value)}</td>" for value in (e.value, e.standard_error, e.real_floor, e.at_infinity))
-        lines.append(f"<tr><td>{_text(name)}</td>{numbers}<td>{e.count}</td>"
-                     f"<td class=text>{_text(result.definition)}</td></tr>")
+        numbers = "".join(
+            f"<td>{_number(value)}</td>"
+            for value in (e.value, e.standard_error, e.real_floor, e.at_infinity)
+        )
+        lines.append(
+            f"<tr><td>{_text(name)}</td>{numbers}<td>{e.count}</td>"
+            f"<td class=text>{_text(result.definition)}</td></tr>"
+        )
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
 
 

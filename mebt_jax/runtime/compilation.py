@@ -1,4 +1,6 @@
-"""Persistent compilation cache and a count of the programs XLA built, used by `main` and the training loops."""
+"""Persistent compilation cache and a count of the programs XLA built, used by `main` and the
+training loops.
+"""
 
 from pathlib import Path
 
@@ -11,7 +13,9 @@ _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 def enable_cache(folder: str) -> Path | None:
-    """Keeps compiled programs in `folder` ("" is ~/.cache/mebt_jax, "off" keeps none); returns the folder in use."""
+    """Keeps compiled programs in `folder` ("" is ~/.cache/mebt_jax, "off" keeps none); returns the
+    folder in use.
+    """
     if folder == "off":
         jax.config.update("jax_enable_compilation_cache", False)
         return None
@@ -25,15 +29,22 @@ def enable_cache(folder: str) -> Path | None:
 def frugal_options(platform: str) -> dict[str, str]:
     """Compiler options for `jax.jit` of programs that hold large arrays.
 
-    XLA orders a program's operations on CPU for the most concurrency by default. So it computes much of a backward pass long before
-    it is needed, up to half as much memory again in a step of the tokenizer, and cuts the weights of decoding out of their stacks
-    early, twice the memory for short clips. The products take all cores anyway: the speed is the same (benchmarks/RESULTS.md).
+    XLA orders a program's operations on CPU for the most concurrency by default. So it computes
+    much of a backward pass long before it is needed, up to half as much memory again in a step of
+    the tokenizer, and cuts the weights of decoding out of their stacks early, twice the memory for
+    short clips. The products take all cores anyway: the speed is the same (benchmarks/RESULTS.md).
     """
-    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if platform == "cpu" else {}
+    return (
+        {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+        if platform == "cpu"
+        else {}
+    )
 
 
 class CompilationCounter:
-    """Counts the programs built or loaded from the cache since it was made, and the seconds that took."""
+    """Counts the programs built or loaded from the cache since it was made, and the seconds that
+    took.
+    """
 
     def __init__(self) -> None:
         self.count = 0

@@ -1,7 +1,9 @@
-"""The training loop of both stages: restore, then step, log, validate and save until done, told to stop, or gone wrong.
+"""The training loop of both stages: restore, then step, log, validate and save until done, told to
+stop, or gone wrong.
 
-A run that was killed at any moment and started again writes the same numbers as one that never was: the checkpoint holds the
-state, the position in the data and the metrics since the last log line, and everything random follows from the step.
+A run that was killed at any moment and started again writes the same numbers as one that never was:
+the checkpoint holds the state, the position in the data and the metrics since the last log line,
+and everything random follows from the step.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +37,9 @@ def train(
     state: TrainState,
     batches: Batches,
     *,
-    take_step: Callable[[TrainState, Mapping[str, np.ndarray], int], tuple[TrainState, dict[str, jax.Array]]],
+    take_step: Callable[
+        [TrainState, Mapping[str, np.ndarray], int], tuple[TrainState, dict[str, jax.Array]]
+    ],
     validate: Callable[[TrainState, int], dict[str, float]],
     best_by: str,
     keep_steps: Sequence[int] = (),
@@ -51,24 +55,31 @@ def train(
         meta: plain JSON saved with each checkpoint.
         state: at step 0; the latest checkpoint replaces it.
         batches: of the training data.
-        take_step: (state, batch, finished steps) -> (state, scalars with "loss" and "gradient_norm"); may donate the state.
+        take_step: (state, batch, finished steps) -> (state, scalars with "loss" and
+            "gradient_norm"); may donate the state.
         validate: (state, finished steps) -> numbers.
         best_by: the number of `validate` by which the best checkpoint is chosen; smaller is better.
         keep_steps: steps whose checkpoints are made and kept for good.
-        warn: gets every line of metrics.jsonl in turn, those of an earlier run too; returns what to tell the user of the last.
+        warn: gets every line of metrics.jsonl in turn, those of an earlier run too; returns what to
+            tell the user of the last.
         profile: write one of some steps, see `telemetry.StepProfile`.
 
     Raises:
         UserError: loss or state not finite, or a checkpoint could not be written or read.
         SystemExit: 143 after SIGTERM, when everything is saved.
     """
-    with checkpoints.Checkpointer(directory / "checkpoints", meta, training.keep_every, keep_steps) as checkpointer:
+    with checkpoints.Checkpointer(
+        directory / "checkpoints", meta, training.keep_every, keep_steps
+    ) as checkpointer:
         step, state, unlogged = restore_latest(stage, checkpointer, state, batches)
         metrics = telemetry.StepMetrics(stage, checkpointer, unlogged)
         rate = learning_rate_schedule(training)
-        with (telemetry.MetricsLog(directory, step) as log, checkpoints.StopSignal() as stop,
-              telemetry.StepProfile(stage, directory / "profile", wanted=profile) as profiled,
-              telemetry.progress_bar(stage, training.steps, step) as bar):
+        with (
+            telemetry.MetricsLog(directory, step) as log,
+            checkpoints.StopSignal() as stop,
+            telemetry.StepProfile(stage, directory / "profile", wanted=profile) as profiled,
+            telemetry.progress_bar(stage, training.steps, step) as bar,
+        ):
             for record in log.kept:
                 warn(record)  # what it returns was said then
             while step < training.steps:
@@ -90,22 +101,36 @@ def train(
                 if last or step % training.validate_every == 0:
                     metrics.collect()
                     validation = validate(state, step)
-                    log.write(step, {f"validation/{name}": value for name, value in validation.items()})
+                    log.write(
+                        step, {f"validation/{name}": value for name, value in validation.items()}
+                    )
                     log.draw(directory / "curves.png", title=stage)
-                if last or leaving or validation or step % training.checkpoint_every == 0 or step in keep_steps:
+                if (
+                    last
+                    or leaving
+                    or validation
+                    or step % training.checkpoint_every == 0
+                    or step in keep_steps
+                ):
                     metrics.collect()
                     progress = {"batches": batches.get_state(), "unlogged": metrics.unlogged}
                     checkpointer.save(step, state, progress, metric=validation.get(best_by))
                 if leaving:
                     checkpointer.wait()
-                    telemetry.say(f"{stage}: told to stop, saved step {step}; the same command goes on from there")
+                    telemetry.say(
+                        f"{stage}: told to stop, saved step {step}; the same command goes on from "
+                        "there"
+                    )
                     raise SystemExit(checkpoints.EXIT_TERMINATED)
     return state
 
 
-def restore_latest(stage: str, checkpointer: checkpoints.Checkpointer, state: TrainState,
-                   batches: Batches) -> tuple[int, TrainState, list[dict[str, float]]]:
-    """(finished steps, state, metrics since the last log line) of the latest checkpoint or a start; moves `batches`."""
+def restore_latest(
+    stage: str, checkpointer: checkpoints.Checkpointer, state: TrainState, batches: Batches
+) -> tuple[int, TrainState, list[dict[str, float]]]:
+    """(finished steps, state, metrics since the last log line) of the latest checkpoint or a start;
+    moves `batches`.
+    """
     step = checkpointer.latest_step()
     if step is None:
         return 0, state, []

@@ -1,4 +1,6 @@
-"""AdamW as both training loops use it: clipping, warm-up, decay of the rate, and weight decay on matrices alone."""
+"""AdamW as both training loops use it: clipping, warm-up, decay of the rate, and weight decay on
+matrices alone.
+"""
 
 from typing import Any
 
@@ -9,7 +11,9 @@ from mebt_jax.config import TrainingConfig
 
 
 def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
-    """Step -> rate: linear from 0 over `warmup_steps`, then constant or a half cosine down to 0 at the last step."""
+    """Step -> rate: linear from 0 over `warmup_steps`, then constant or a half cosine down to 0 at
+    the last step.
+    """
     after = config.steps - config.warmup_steps
     if config.decay == "cosine":
         main = optax.cosine_decay_schedule(config.learning_rate, max(after, 1))
@@ -18,24 +22,37 @@ def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
     if config.warmup_steps == 0:
         return main
     # The first step already moves the weights: (step + 1) / warmup_steps.
-    warmup = optax.linear_schedule(config.learning_rate / config.warmup_steps, config.learning_rate, config.warmup_steps - 1)
+    warmup = optax.linear_schedule(
+        config.learning_rate / config.warmup_steps, config.learning_rate, config.warmup_steps - 1
+    )
     return optax.join_schedules([warmup, main], [config.warmup_steps])
 
 
 def decay_mask(params: Any) -> Any:
     """Tree of bools: True for the kernels of linear layers and convolutions.
 
-    Note: mirrors configure_optimizers of the official mebt/transformer.py, where norms, biases and embeddings (of codes,
-    positions, masks and latents) are not decayed.
+    Note: mirrors configure_optimizers of the official mebt/transformer.py, where norms, biases and
+    embeddings (of codes, positions, masks and latents) are not decayed.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: _leaf_name(path) == "kernel", params)
 
 
 def make_optimizer(config: TrainingConfig, params: Any) -> optax.GradientTransformation:
-    """AdamW with decoupled weight decay for parameters of the structure of `params` (arrays or ShapeDtypeStructs)."""
-    adamw = optax.adamw(learning_rate_schedule(config), b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay,
-                        mask=decay_mask(params))
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm > 0 else adamw
+    """AdamW with decoupled weight decay for parameters of the structure of `params` (arrays or
+    ShapeDtypeStructs).
+    """
+    adamw = optax.adamw(
+        learning_rate_schedule(config),
+        b1=config.beta1,
+        b2=config.beta2,
+        weight_decay=config.weight_decay,
+        mask=decay_mask(params),
+    )
+    return (
+        optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+        if config.clip_norm > 0
+        else adamw
+    )
 
 
 def _leaf_name(path: tuple[Any, ...]) -> str:

@@ -1,7 +1,8 @@
 """What a run shows to a person: clips as mp4 and GIF, contact sheets and loss curves as PNG.
 
-Every video here is uint8 [F, H, W, 3]. The training loops, the sample stage and the evaluate stage call this; nothing
-here feeds back into a computation, so small clips are enlarged freely to be visible.
+Every video here is uint8 [F, H, W, 3]. The training loops, the sample stage and the evaluate stage
+call this; nothing here feeds back into a computation, so small clips are enlarged freely to be
+visible.
 """
 
 import math
@@ -24,17 +25,28 @@ SEPARATOR = 2
 LABEL_WIDTH = 150
 BACKGROUND = (255, 255, 255)
 MAX_PANELS = 21
-SERIES = ("train", "validation", "generated", "real clips", "real", "fake")  # parts of a name that tell lines of one panel apart
+SERIES = (
+    "train",
+    "validation",
+    "generated",
+    "real clips",
+    "real",
+    "fake",
+)  # parts of a name that tell lines of one panel apart
 ERROR = " ±"  # ends the name of the standard error of what it is added to
 
 
 class Mp4Writer:
-    """An H.264 file that grows by pieces uint8 [F, H, W, 3]; below 128 px enlarged by a whole factor, odd sizes padded by one."""
+    """An H.264 file that grows by pieces uint8 [F, H, W, 3]; below 128 px enlarged by a whole
+    factor, odd sizes padded by one.
+    """
 
     def __init__(self, path: Path, frames_per_second: float) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._container = av.open(str(path), mode="w", format="mp4")
-        self._stream = self._container.add_stream("libx264", rate=Fraction(frames_per_second).limit_denominator(1000))
+        self._stream = self._container.add_stream(
+            "libx264", rate=Fraction(frames_per_second).limit_denominator(1000)
+        )
         self._stream.pix_fmt = "yuv420p"  # the one layout that every player and browser shows
         self._stream.options = {"crf": "16", "preset": "fast"}
 
@@ -43,7 +55,11 @@ class Mp4Writer:
         if not self._stream.codec_context.is_open:
             self._stream.height, self._stream.width = frames.shape[1:3]
         for frame in frames:
-            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            self._container.mux(
+                self._stream.encode(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                )
+            )
 
     def close(self) -> None:
         self._container.mux(self._stream.encode())
@@ -58,7 +74,9 @@ def write_mp4(path: Path, video: np.ndarray, frames_per_second: float) -> None:
 
 
 def write_gif(path: Path, video: np.ndarray, frames_per_second: float) -> None:
-    """Writes uint8 [F, H, W, 3] as an endless GIF; clips below 128 px are enlarged by a whole factor."""
+    """Writes uint8 [F, H, W, 3] as an endless GIF; clips below 128 px are enlarged by a whole
+    factor.
+    """
     frames = [Image.fromarray(frame) for frame in _enlarge(_checked(video), SHOWN_SIZE)]
     path.parent.mkdir(parents=True, exist_ok=True)
     # GIF counts hundredths of a second, and viewers slow anything below 2 down to 10.
@@ -71,7 +89,8 @@ def contact_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
 
     Args:
         path: PNG file.
-        rows: (label, uint8 video [F, H, W, 3]); clips longer than 16 frames show 16 evenly chosen ones.
+        rows: (label, uint8 video [F, H, W, 3]); clips longer than 16 frames show 16 evenly chosen
+            ones.
     """
     if not rows:
         raise ValueError("contact_sheet needs at least one row")
@@ -90,20 +109,27 @@ def contact_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
     sheet.save(path)
 
 
-def curves(path: Path, records: Sequence[Mapping[str, object]], title: str = "", x_label: str = "step") -> None:
-    """Draws the numbers of `metrics.jsonl` over the step, or over what `x_label` says "step" stands for.
+def curves(
+    path: Path, records: Sequence[Mapping[str, object]], title: str = "", x_label: str = "step"
+) -> None:
+    """Draws the numbers of `metrics.jsonl` over the step, or over what `x_label` says "step" stands
+    for.
 
-    Names that differ in a part of SERIES alone ("train/loss", "validation/loss") share a panel; at most 21 panels, in order of
-    appearance. A name that ends in ERROR is drawn as bars of the name before it.
-    Infinite and missing values leave a gap. Writes nothing if there is nothing to draw.
+    Names that differ in a part of SERIES alone ("train/loss", "validation/loss") share a panel; at
+    most 21 panels, in order of appearance. A name that ends in ERROR is drawn as bars of the name
+    before it. Infinite and missing values leave a gap. Writes nothing if there is nothing to draw.
     """
-    panels: dict[str, dict[str, list[tuple[float, float, float]]]] = defaultdict(lambda: defaultdict(list))
+    panels: dict[str, dict[str, list[tuple[float, float, float]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for record in records:
         for name, value in record.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if number and name != "step" and not name.endswith(ERROR) and "step" in record:
                 panel = "/".join(part for part in name.split("/") if part not in SERIES)
-                panels[panel][name].append((float(record["step"]), float(value), float(record.get(name + ERROR, 0))))
+                panels[panel][name].append(
+                    (float(record["step"]), float(value), float(record.get(name + ERROR, 0)))
+                )
     if not panels:
         return
     # Here and not at the top: matplotlib takes a second to import, and only the end of a run draws.
@@ -120,22 +146,34 @@ def curves(path: Path, records: Sequence[Mapping[str, object]], title: str = "",
         for name, points in series.items():
             steps, values, errors = np.asarray(points).T
             label = " ".join(part for part in name.split("/") if part in SERIES) or name
-            axes.errorbar(steps, values, errors if errors.any() else None, marker="." if len(points) < 30 else None,
-                          linewidth=1.2, label=label)
+            axes.errorbar(
+                steps,
+                values,
+                errors if errors.any() else None,
+                marker="." if len(points) < 30 else None,
+                linewidth=1.2,
+                label=label,
+            )
         axes.set_title(panel)
         axes.set_xlabel(x_label)
         axes.grid(alpha=0.3)
         if len(series) > 1:
             axes.legend(fontsize=8)
-    figure.suptitle("\n".join(textwrap.wrap(title, 45 * columns)), fontsize=12 if len(title) < 45 * columns else 8)
+    figure.suptitle(
+        "\n".join(textwrap.wrap(title, 45 * columns)),
+        fontsize=12 if len(title) < 45 * columns else 8,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
 def _checked(video: np.ndarray) -> np.ndarray:
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
-        raise UserError(f"A picture needs a uint8 video [frames, height, width, 3], but got {video.dtype} {video.shape}; "
-                        f"convert it with data.clips.to_uint8.")
+        raise UserError(
+            f"A picture needs a uint8 video [frames, height, width, 3], but got {video.dtype} "
+            f"{video.shape}; "
+            f"convert it with data.clips.to_uint8."
+        )
     return video
 
 
@@ -146,12 +184,18 @@ def _enlarge(video: np.ndarray, size: int) -> np.ndarray:
 
 
 def _even(video: np.ndarray) -> np.ndarray:
-    """Repeats the last row or column where the size is odd: yuv420p stores colour for 2x2 pixels at a time."""
-    return np.pad(video, ((0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)), mode="edge")
+    """Repeats the last row or column where the size is odd: yuv420p stores colour for 2x2 pixels at
+    a time.
+    """
+    return np.pad(
+        video, ((0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)), mode="edge"
+    )
 
 
 def _strip(video: np.ndarray) -> np.ndarray:
     chosen = np.linspace(0, len(video) - 1, min(len(video), SHEET_FRAMES)).round().astype(int)
     frames = _enlarge(video[chosen], SHEET_FRAME_SIZE)
     frames = np.pad(frames, ((0, 0), (0, 0), (0, SEPARATOR), (0, 0)), constant_values=BACKGROUND[0])
-    return np.concatenate(list(frames), axis=1)[:, :-SEPARATOR]  # [h, frames * (w + separator) - separator, 3]
+    return np.concatenate(list(frames), axis=1)[
+        :, :-SEPARATOR
+    ]  # [h, frames * (w + separator) - separator, 3]

@@ -1,4 +1,5 @@
-"""What a run says while it runs: `metrics.jsonl`, TensorBoard where it is installed, a progress bar, the parameter table.
+"""What a run says while it runs: `metrics.jsonl`, TensorBoard where it is installed, a progress
+bar, the parameter table.
 
 Only the first process of a run writes.
 """
@@ -25,25 +26,35 @@ PROFILED = range(20, 30)
 
 
 class MetricsLog:
-    """`<directory>/metrics.jsonl`, one {"step": n, name: number, ...} a line, and the same numbers for TensorBoard."""
+    """`<directory>/metrics.jsonl`, one {"step": n, name: number, ...} a line, and the same numbers
+    for TensorBoard.
+    """
 
     def __init__(self, directory: Path, step: int) -> None:
-        """Lines after `step`, where the run goes on, are of a run that was cut short: they are removed."""
+        """Lines after `step`, where the run goes on, are of a run that was cut short: they are
+        removed.
+        """
         self.path = directory / "metrics.jsonl"
         self._file, self._tensorboard = None, None
         self.kept: list[dict[str, Any]] = []
         if jax.process_index() == 0:
             directory.mkdir(parents=True, exist_ok=True)
             self.kept = [record for record in read_metrics(self.path) if record["step"] <= step]
-            # Replaced in one operation: a kill at this moment must not lose the lines that are there.
+            # Replaced in one operation: a kill at this moment must not lose the lines that are
+            # there.
             kept = self.path.with_suffix(".kept")
             try:
-                kept.write_text("".join(json.dumps(record) + "\n" for record in self.kept), encoding="utf-8")
+                kept.write_text(
+                    "".join(json.dumps(record) + "\n" for record in self.kept), encoding="utf-8"
+                )
                 kept.replace(self.path)
                 self._file = open(self.path, "a", encoding="utf-8")
             except OSError as error:
-                raise UserError(f"Could not write {self.path} ({error.strerror}); free some space and run the same command "
-                                f"again.") from error
+                raise UserError(
+                    f"Could not write {self.path} ({error.strerror}); free some space and run the "
+                    "same command "
+                    f"again."
+                ) from error
             self._tensorboard = _tensorboard_writer(directory / "tensorboard")
 
     def __enter__(self) -> "MetricsLog":
@@ -63,8 +74,11 @@ class MetricsLog:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()  # a kill may come at any time
         except OSError as error:
-            raise UserError(f"Could not write {self.path} ({error.strerror}); free some space and run the same command "
-                            f"again.") from error
+            raise UserError(
+                f"Could not write {self.path} ({error.strerror}); free some space and run the same "
+                "command "
+                f"again."
+            ) from error
         if self._tensorboard is not None:
             self._tensorboard.write_scalars(step, dict(values))
 
@@ -86,18 +100,27 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class StepMetrics:
-    """Collects the metrics of each step without holding the device up, for averages over the steps between two log lines."""
+    """Collects the metrics of each step without holding the device up, for averages over the steps
+    between two log lines.
+    """
 
-    def __init__(self, stage: str, checkpointer: Checkpointer, unlogged: list[dict[str, float]]) -> None:
-        """`unlogged` is what an earlier run had collected when it saved, so that the next line is as without a kill."""
+    def __init__(
+        self, stage: str, checkpointer: Checkpointer, unlogged: list[dict[str, float]]
+    ) -> None:
+        """`unlogged` is what an earlier run had collected when it saved, so that the next line is
+        as without a kill.
+        """
         self.unlogged = list(unlogged)
         self._stage, self._checkpointer = stage, checkpointer
         self._on_device: list[tuple[int, dict[str, jax.Array]]] = []
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the scalars of a step that may not have finished yet; "loss" and "gradient_norm" must be among them."""
+        """Takes the scalars of a step that may not have finished yet; "loss" and "gradient_norm"
+        must be among them.
+        """
         if self._on_device:
-            # One step runs while the host prepares the next; without this wait hundreds would queue up with their batches.
+            # One step runs while the host prepares the next; without this wait hundreds would queue
+            # up with their batches.
             jax.block_until_ready(self._on_device[-1][1])
         self._on_device.append((step, metrics))
 
@@ -105,7 +128,8 @@ class StepMetrics:
         """Moves the numbers to the host, into `unlogged`.
 
         Raises:
-            UserError: loss or gradient is NaN or infinite; names the step and the last good checkpoint.
+            UserError: loss or gradient is NaN or infinite; names the step and the last good
+                checkpoint.
         """
         for step, metrics in self._on_device:
             numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -113,9 +137,13 @@ class StepMetrics:
             if bad:
                 self._checkpointer.wait()
                 raise UserError(
-                    f"The {self._stage}'s {bad[0]} is {numbers[bad[0]]} at step {step} and training has stopped; "
-                    f"{self._checkpointer.last_good}: start again in another --workdir with a lower "
-                    f"config.{self._stage}.training.learning_rate or clip_norm, or more warmup_steps.")
+                    f"The {self._stage}'s {bad[0]} is {numbers[bad[0]]} at step {step} and "
+                    "training has stopped; "
+                    f"{self._checkpointer.last_good}: start again in another --workdir with a "
+                    "lower "
+                    f"config.{self._stage}.training.learning_rate or clip_norm, or more "
+                    "warmup_steps."
+                )
             self.unlogged.append(numbers)
         self._on_device.clear()
 
@@ -132,7 +160,9 @@ class StepMetrics:
 
 
 class StepProfile:
-    """Where `wanted`, a profile of the steps PROFILED since the start of this process, which TensorBoard and Perfetto show."""
+    """Where `wanted`, a profile of the steps PROFILED since the start of this process, which
+    TensorBoard and Perfetto show.
+    """
 
     def __init__(self, stage: str, folder: Path, *, wanted: bool) -> None:
         self._stage, self._folder, self._wanted = stage, folder, wanted
@@ -156,14 +186,26 @@ class StepProfile:
     def _stop(self) -> None:
         self._running = False
         jax.profiler.stop_trace()
-        say(f"{self._stage}: wrote a profile of {PROFILED.stop - PROFILED.start} steps to {self._folder}")
+        say(
+            f"{self._stage}: wrote a profile of {PROFILED.stop - PROFILED.start} steps to "
+            f"{self._folder}"
+        )
 
 
 def progress_bar(stage: str, total: int, done: int) -> tqdm:
-    """Bar of a training loop with steps per second, remaining time, and the loss by `set_postfix`."""
+    """Bar of a training loop with steps per second, remaining time, and the loss by
+    `set_postfix`.
+    """
     interactive = sys.stderr.isatty()
-    return tqdm(desc=stage, total=total, initial=done, unit="step", dynamic_ncols=True, disable=jax.process_index() != 0,
-                mininterval=0.5 if interactive else 10.0)  # in a log file every update is a line
+    return tqdm(
+        desc=stage,
+        total=total,
+        initial=done,
+        unit="step",
+        dynamic_ncols=True,
+        disable=jax.process_index() != 0,
+        mininterval=0.5 if interactive else 10.0,
+    )  # in a log file every update is a line
 
 
 def write_parameter_overview(params: nnx.State, path: Path) -> int:
@@ -182,8 +224,13 @@ def say(message: str) -> None:
 
 
 def _tensorboard_writer(directory: Path) -> Any:
-    # clu's writers import TensorFlow, which costs seconds and is not a dependency; without it there is metrics.jsonl.
-    if importlib.util.find_spec("tensorflow") is None or importlib.util.find_spec("tensorboard") is None:
+    # clu's writers import TensorFlow, which costs seconds and is not a dependency; without it there
+    # is metrics.jsonl.
+    if (
+        importlib.util.find_spec("tensorflow") is None
+        or importlib.util.find_spec("tensorboard") is None
+    ):
         return None
     from clu import metric_writers
+
     return metric_writers.SummaryWriter(str(directory))

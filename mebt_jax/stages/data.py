@@ -1,7 +1,8 @@
 """Stage 1: makes the data ready to train on, and shows it.
 
-Videos on disk become records (data/builder.py); moving shapes are drawn on the fly and need nothing. Either way the stage
-leaves `<workdir>/data/manifest.json` and `preview.png`, and fails here, not in training, when the data cannot be used.
+Videos on disk become records (data/builder.py); moving shapes are drawn on the fly and need
+nothing. Either way the stage leaves `<workdir>/data/manifest.json` and `preview.png`, and fails
+here, not in training, when the data cannot be used.
 """
 
 import dataclasses
@@ -12,14 +13,16 @@ from jax.experimental import multihost_utils
 
 from mebt_jax.config import Config
 from mebt_jax.data import pipeline, preparation, sources, token_cache
-from mebt_jax.runtime import pictures, telemetry, workdir as workdir_lib
+from mebt_jax.runtime import pictures, telemetry
+from mebt_jax.runtime import workdir as workdir_lib
 
 STAGE = "data"
 PREVIEW_CLIPS = 8
 
 
 def run(config: Config, workdir: Path) -> None:
-    """Prepares the data, writes the manifest and a preview of training clips, and says what there is.
+    """Prepares the data, writes the manifest and a preview of training clips, and says what there
+    is.
 
     The first process does it all; the others wait, and find the records where it left them.
 
@@ -40,13 +43,20 @@ def prepare_and_show(config: Config, workdir: Path) -> None:
     shown = [next(batches)["video"]]
     if opened.images:
         shown.append(next(batch["video"] for batch in batches if batch["video"].shape[1] == 1))
-    rows = [(f"train {kind} {i}", video) for kind, videos in zip(("clip", "image"), shown) for i, video in enumerate(videos)]
+    rows = [
+        (f"train {kind} {i}", video)
+        for kind, videos in zip(("clip", "image"), shown)
+        for i, video in enumerate(videos)
+    ]
     pictures.contact_sheet(workdir / STAGE / "preview.png", rows)
 
     manifests = [manifest_of(part, workdir) for part in sources.parts_of(config)]
     for part, manifest in zip(config.data.mixture, manifests):
         manifest["weight"] = part.weight
-    workdir_lib.write_json(workdir / STAGE / "manifest.json", {"mixture": manifests} if config.data.mixture else manifests[0])
+    workdir_lib.write_json(
+        workdir / STAGE / "manifest.json",
+        {"mixture": manifests} if config.data.mixture else manifests[0],
+    )
     workdir_lib.mark_done(config, workdir, STAGE, content=opened.content_hash)
 
 
@@ -54,19 +64,27 @@ def manifest_of(config: Config, workdir: Path) -> dict:
     """The manifest of one source, after a line about it."""
     data = config.data
     if data.source == "moving_shapes":
-        telemetry.say(f"{STAGE}: {data.train_clips} clips of moving shapes to train on, {data.validation_clips} held out")
+        telemetry.say(
+            f"{STAGE}: {data.train_clips} clips of moving shapes to train on, "
+            f"{data.validation_clips} held out"
+        )
         return {"settings": dataclasses.asdict(data)}
     folder = sources.records_folder(config, workdir)
     manifest = {"records_folder": str(folder), **preparation.read_manifest(folder)}
-    telemetry.say(f"{STAGE}: {data.source}: {summary(manifest)}; all listed in {workdir / STAGE / 'manifest.json'}")
+    telemetry.say(
+        f"{STAGE}: {data.source}: {summary(manifest)}; all listed in "
+        f"{workdir / STAGE / 'manifest.json'}"
+    )
     return manifest
 
 
 def check(config: Config, workdir: Path) -> None:
-    """Reads the prepared records again, and the tokens made of them, and says that they are as they were written.
+    """Reads the prepared records again, and the tokens made of them, and says that they are as they
+    were written.
 
     Raises:
-        UserError: there are no records, or they or the tokens are damaged; names the first file that is.
+        UserError: there are no records, or they or the tokens are damaged; names the first file
+            that is.
     """
     telemetry.say(f"{STAGE}: {sources.check(config, workdir)}")
     for line in token_cache.check(config, workdir, sources.open_sources(config, workdir)):
@@ -74,10 +92,17 @@ def check(config: Config, workdir: Path) -> None:
 
 
 def summary(manifest: dict) -> str:
-    """One line about the records: videos, frames, hours, split, what was published, what was skipped and the first reason."""
-    videos, frames, records, hours = (sum(manifest[name].values()) for name in ("videos", "frames", "records", "hours"))
+    """One line about the records: videos, frames, hours, split, what was published, what was
+    skipped and the first reason.
+    """
+    videos, frames, records, hours = (
+        sum(manifest[name].values()) for name in ("videos", "frames", "records", "hours")
+    )
     line = f"{videos} videos, {frames} frames, {hours:.2f} hours in {records} records; split {manifest['split']}"
-    missing = {name: count - manifest["videos"][name] for name, count in manifest.get("published_videos", {}).items()}
+    missing = {
+        name: count - manifest["videos"][name]
+        for name, count in manifest.get("published_videos", {}).items()
+    }
     if any(n > 0 for n in missing.values()):
         counts = ", ".join(f"{n} {name}" for name, n in missing.items() if n > 0)
         line += f"; {counts} videos of the published set are not among them"

@@ -1,4 +1,6 @@
-"""The programs by themselves on eight CPU devices; compiled for TPUs in `python -m pytest -m slow`."""
+"""The programs by themselves on eight CPU devices; compiled for TPUs in `python -m pytest -m
+slow`.
+"""
 
 import os
 import subprocess
@@ -9,16 +11,19 @@ import pytest
 
 from mebt_jax.aot import programs
 from mebt_jax.config import from_config_dict
+from mebt_jax.methods.masked.cost import plan_flops
+from mebt_jax.methods.masked.plan import build_plan
 from mebt_jax.runtime import mesh as mesh_lib
-from mebt_jax.sampling.cost import plan_flops
-from mebt_jax.sampling.plan import build_plan
 from tests.tiny_config import tiny_config
 
 
 @pytest.mark.slow
 def test_the_programs_are_those_of_a_run_and_count_what_decoding_costs():
     config = from_config_dict(tiny_config())
-    made = {step: programs.programs(step, config, jax.devices()) for step in ("transformer", "tokenizer", "sample")}
+    made = {
+        step: programs.programs(step, config, jax.devices())
+        for step in ("transformer", "tokenizer", "sample")
+    }
     for step in ("transformer", "tokenizer"):
         (one,) = made[step]
         assert one.clips == 8 and 0 < one.useful_flops <= one.flops
@@ -34,14 +39,23 @@ def test_the_programs_are_those_of_a_run_and_count_what_decoding_costs():
 @pytest.mark.slow
 def test_state_that_is_split_takes_its_share():
     config = from_config_dict(tiny_config())
-    whole, split = (programs.transformer_step(config, mesh_lib.make_mesh(mesh, jax.devices()[:4]))[0].resident_bytes
-                    for mesh in (config.mesh, from_config_dict(tiny_config(mesh__data=1, mesh__fsdp=4)).mesh))
+    whole, split = (
+        programs.transformer_step(config, mesh_lib.make_mesh(mesh, jax.devices()[:4]))[
+            0
+        ].resident_bytes
+        for mesh in (config.mesh, from_config_dict(tiny_config(mesh__data=1, mesh__fsdp=4)).mesh)
+    )
     assert whole / 4 < split < 0.6 * whole  # small arrays are not split
 
 
 def report(*arguments):
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run([sys.executable, "-m", "mebt_jax.aot", *arguments], env=environment, text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mebt_jax.aot", *arguments],
+        env=environment,
+        text=True,
+        capture_output=True,
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -63,11 +77,20 @@ def test_two_slices_pay_for_what_they_send_each_other():
 @pytest.mark.slow
 def test_what_does_not_fit_leaves_with_one_and_a_mend():
     pytest.importorskip("libtpu")
-    # Logits of all targets at one time, float32, in one product: 32 x 2048 x 2^18 of them on each chip are 64 GiB.
-    status, output = report("--config=tests/tiny_config.py", "--topology=v5e:2x2", "--config.tokenizer.codes=262144",
-                            "--config.data.resolution=128", "--config.data.frames=8", "--config.transformer.loss_block=2048",
-                            "--config.transformer.training.batch_size=128")
-    assert status == 1 and "raise config.transformer.training.accumulation up to 32" in output, output
+    # Logits of all targets at one time, float32, in one product: 32 x 2048 x 2^18 of them on each
+    # chip are 64 GiB.
+    status, output = report(
+        "--config=tests/tiny_config.py",
+        "--topology=v5e:2x2",
+        "--config.tokenizer.codes=262144",
+        "--config.data.resolution=128",
+        "--config.data.frames=8",
+        "--config.transformer.loss_block=2048",
+        "--config.transformer.training.batch_size=128",
+    )
+    assert status == 1 and "raise config.transformer.training.accumulation up to 32" in output, (
+        output
+    )
 
 
 @pytest.mark.slow

@@ -1,9 +1,12 @@
-"""Bytes read from the text of compiled programs: written by hand, and of this machine's compiler."""
+"""Bytes read from the text of compiled programs: written by hand, and of this machine's
+compiler.
+"""
 
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mebt_jax.aot.traffic import groups_of, read_traffic
 
@@ -52,14 +55,16 @@ LAYER = 8 * 8 * 4
 
 def test_loops_slices_and_memory_on_the_chip():
     traffic = read_traffic(PROGRAM, devices_per_slice=4)
-    # A turn: the fusion reads and writes one layer (and a number), the copy reads one, the collective reads and writes one; the
-    # comparison reads two numbers and writes on the chip.
+    # A turn: the fusion reads and writes one layer (and a number), the copy reads one, the
+    # collective reads and writes one; the comparison reads two numbers and writes on the chip.
     turn = (2 * LAYER + 4) + LAYER + 2 * LAYER + 8
     assert traffic.memory == 6 * turn + 2 * LAYER + 2 * LAYER
 
 
 def test_turns_of_a_loop_that_counts_to_a_constant():
-    silent = PROGRAM.replace(', backend_config={"known_trip_count":{"n":"6"}}', "")  # as TPU programs are
+    silent = PROGRAM.replace(
+        ', backend_config={"known_trip_count":{"n":"6"}}', ""
+    )  # as TPU programs are
     assert read_traffic(silent) == read_traffic(PROGRAM)
     unclear = read_traffic(silent.replace("direction=LT", "direction=NE"))
     assert unclear.unknown_loops == 1 and unclear.memory < read_traffic(PROGRAM).memory
@@ -72,15 +77,18 @@ def test_what_is_sent_by_rings_and_between_slices():
     assert read_traffic(PROGRAM).between_slices == 0
 
 
-@pytest.mark.parametrize(("written", "groups"), [
-    ("replica_groups={{0,2},{1,3}}", [[0, 2], [1, 3]]),
-    ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
-    ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
-    ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
-    ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", [[0, 1], [2, 3]]),
-    ("replica_groups=mesh['a'=8] {'a':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
-    ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
-])
+@pytest.mark.parametrize(
+    ("written", "groups"),
+    [
+        ("replica_groups={{0,2},{1,3}}", [[0, 2], [1, 3]]),
+        ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=8] {'a':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
+        ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+    ],
+)
 def test_groups_are_read_as_the_compiler_writes_them(written, groups):
     assert groups_of(f", channel_id=1, {written}, use_global_device_ids=true") == groups
 
@@ -92,17 +100,27 @@ def test_groups_that_are_not_understood_are_no_silent_zero():
 
 @pytest.fixture(scope="module")
 def layers():
-    """Compiled for eight devices: five turns of a product with weights split by rows, whose results are summed."""
+    """Compiled for eight devices: five turns of a product with weights split by rows, whose results
+    are summed.
+    """
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     split = NamedSharding(mesh, P(None, "x", None))
 
     def run(x, weights):
         def layer(x, weight):
-            return jax.lax.with_sharding_constraint(jnp.tanh(x @ weight), NamedSharding(mesh, P())), None
+            return jax.lax.with_sharding_constraint(
+                jnp.tanh(x @ weight), NamedSharding(mesh, P())
+            ), None
+
         return jax.lax.scan(layer, x, weights)[0]
 
     whole = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=NamedSharding(mesh, P(None, "x")))
-    return jax.jit(run).lower(whole, jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=split)).compile().as_text()
+    return (
+        jax.jit(run)
+        .lower(whole, jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=split))
+        .compile()
+        .as_text()
+    )
 
 
 def test_collectives_of_a_compiled_loop(layers):

@@ -15,7 +15,9 @@ def test_every_level_survives_the_way_to_float_and_back(asarray):
 
 
 def test_to_uint8_clips_what_is_out_of_range():
-    np.testing.assert_array_equal(clips.to_uint8(np.array([-2.0, 0.0, 2.0], np.float32)), [0, 128, 255])
+    np.testing.assert_array_equal(
+        clips.to_uint8(np.array([-2.0, 0.0, 2.0], np.float32)), [0, 128, 255]
+    )
 
 
 @pytest.mark.parametrize("shape", [(20, 41), (41, 20), (7, 5)])
@@ -35,7 +37,9 @@ def test_a_square_of_the_right_size_is_not_touched():
 
 def test_jpeg_round_trip_keeps_rgb_order():
     image = np.full((16, 16, 3), (200, 100, 50), np.uint8)
-    np.testing.assert_allclose(clips.decode_images([clips.encode_image(image, 95)])[0].astype(int), image, atol=3)
+    np.testing.assert_allclose(
+        clips.decode_images([clips.encode_image(image, 95)])[0].astype(int), image, atol=3
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"no image"])

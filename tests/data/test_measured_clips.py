@@ -13,7 +13,9 @@ def names():
 
 def test_the_first_videos_are_of_all_classes(names):
     first = sorted(names, key=measured_clips.order_key)[:40]
-    counts = [sum(name.startswith(kind) for name in first) for kind in ("apple", "bow", "cat", "dog")]
+    counts = [
+        sum(name.startswith(kind) for name in first) for kind in ("apple", "bow", "cat", "dog")
+    ]
     assert min(counts) >= 5 and sum(counts) == 40
 
 
@@ -27,9 +29,13 @@ def test_a_long_video_gives_one_clip_of_one_of_its_records(tmp_path, make_config
     """Frame i of video v has level 4 * i + v; the first is three records long."""
     lengths = {0: 40, 1: 12, 2: 40, 3: 9}
     for v, frames in lengths.items():
-        levels = np.broadcast_to((4 * np.arange(frames) + v).astype(np.uint8)[:, None, None, None], (frames, 16, 16, 3))
+        levels = np.broadcast_to(
+            (4 * np.arange(frames) + v).astype(np.uint8)[:, None, None, None], (frames, 16, 16, 3)
+        )
         write_video(tmp_path / "videos" / f"{v}.mkv", np.ascontiguousarray(levels))
-    config = make_config(source="folder", path=str(tmp_path / "videos"), jpeg_quality=0, record_frames=20)
+    config = make_config(
+        source="folder", path=str(tmp_path / "videos"), jpeg_quality=0, record_frames=20
+    )
     sources.prepare(config, tmp_path / "run")
     used = preparation.read_manifest(sources.records_folder(config, tmp_path / "run"))["used"]
     opened = sources.open_sources(config, tmp_path / "run")
@@ -42,12 +48,16 @@ def test_a_long_video_gives_one_clip_of_one_of_its_records(tmp_path, make_config
             found[name] = clips[i]["video"]
     for v, frames in lengths.items():
         start = measured_clips.start_of(f"{v}.mkv", frames - 7)
-        np.testing.assert_array_equal(found[f"{v}.mkv"][:, 0, 0, 0], 4 * np.arange(start, start + 8) + v)
+        np.testing.assert_array_equal(
+            found[f"{v}.mkv"][:, 0, 0, 0], 4 * np.arange(start, start + 8) + v
+        )
     assert measured_clips.real_split(config, tmp_path / "run") == "validation"
 
 
 @pytest.mark.parametrize("count", [30, 1200])
-def test_training_clips_of_moving_shapes_are_those_that_training_sees_first(tmp_path, make_config, count):
+def test_training_clips_of_moving_shapes_are_those_that_training_sees_first(
+    tmp_path, make_config, count
+):
     config = make_config(train_clips=count)
     batch = next(pipeline.train_batches(sources.open_sources(config, tmp_path), config, 4))["video"]
     clips = measured_clips.open_clips(config, tmp_path, "train")
@@ -63,4 +73,6 @@ def test_every_clip_once_and_the_last_batch_is_filled_up(tmp_path, make_config):
     rows = np.concatenate(batches)
     for i in range(9):
         np.testing.assert_array_equal(rows[i], clips[min(i, 6)]["video"])
-    np.testing.assert_array_equal(np.concatenate([b["video"] for b in clips.batches(4, 4)]), rows[:4])
+    np.testing.assert_array_equal(
+        np.concatenate([b["video"] for b in clips.batches(4, 4)]), rows[:4]
+    )

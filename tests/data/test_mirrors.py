@@ -1,4 +1,6 @@
-"""Fetching the files of a set from hosts of our own that are gone, break off, or give another file."""
+"""Fetching the files of a set from hosts of our own that are gone, break off, or give another
+file.
+"""
 
 import base64
 import hashlib
@@ -10,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from mebt_jax.data import mirrors, official, sources
+from mebt_jax.data import mirrors, published_sets, sources
 from mebt_jax.data.mirrors import Archive
 from mebt_jax.errors import UserError
 
@@ -18,7 +20,9 @@ CONTENT = np.random.default_rng(0).bytes(30_000)
 
 
 class Host(http.server.BaseHTTPRequestHandler):
-    """/good gives all, /broken ends after 10000 bytes of every answer, /other is another file of that size, else 404."""
+    """/good gives all, /broken ends after 10000 bytes of every answer, /other is another file of
+    that size, else 404.
+    """
 
     requests = []
 
@@ -42,12 +46,18 @@ class Host(http.server.BaseHTTPRequestHandler):
 def archive():
     """archive(*paths): a file with these mirrors."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     Host.requests.clear()
     urls = f"http://127.0.0.1:{server.server_port}"
-    yield lambda *paths: Archive("set.zip", tuple(f"{urls}/{path}" for path in paths), len(CONTENT),
-                                 hashlib.sha256(CONTENT).hexdigest())
+    yield lambda *paths: Archive(
+        "set.zip",
+        tuple(f"{urls}/{path}" for path in paths),
+        len(CONTENT),
+        hashlib.sha256(CONTENT).hexdigest(),
+    )
     server.shutdown()
     server.server_close()
     thread.join()
@@ -65,11 +75,20 @@ def test_another_file_is_refused(archive, tmp_path):
     assert Host.requests == [("/other", 0), ("/good", 0)]
 
 
-def test_no_mirror_is_one_sentence_that_says_what_to_do(tmp_path, archive, make_config, monkeypatch):
-    ucf = official.OFFICIAL["ucf101"]
-    monkeypatch.setitem(sources.OFFICIAL, "ucf101", official.dataclasses.replace(ucf, archives=(archive("gone", "broken"),)))
+def test_no_mirror_is_one_sentence_that_says_what_to_do(
+    tmp_path, archive, make_config, monkeypatch
+):
+    ucf = published_sets.OFFICIAL["ucf101"]
+    monkeypatch.setitem(
+        sources.OFFICIAL,
+        "ucf101",
+        published_sets.dataclasses.replace(ucf, archives=(archive("gone", "broken"),)),
+    )
     monkeypatch.setattr(mirrors, "ROUNDS", 1)
-    with pytest.raises(UserError, match="gone: the host says 404.*10,000 bytes are kept.*UCF101.rar.*data.source_dir=DIR"):
+    with pytest.raises(
+        UserError,
+        match="gone: the host says 404.*10,000 bytes are kept.*UCF101.rar.*data.source_dir=DIR",
+    ):
         sources.prepare(make_config(source="ucf101"), tmp_path / "run")
 
 
@@ -85,21 +104,27 @@ def test_unpacks_once_and_says_what_it_cannot(tmp_path):
         mirrors.unpack(tmp_path / "b.zip", tmp_path / "there")
 
 
-# Two files of the lines 000 to 511, packed by the program RAR 3 as one solid stream (rar3-solid.rar among the test files of the
-# package rarfile, ISC licence, Marko Kreen).
+# Two files of the lines 000 to 511, packed by the program RAR 3 as one solid stream (rar3-solid.rar
+# among the test files of the package rarfile, ISC licence, Marko Kreen).
 SOLID_RAR = base64.b64decode(
     "UmFyIRoHADvQcwgADQAAAAAAAAArNHSAkCwAXAAAAAAIAAADoua3xbBmzD4dMwoApIEAAHN0ZXN0MS50eHQAwBEMzP6MnrD+MYGrrLG7QHeoCmTWSzeDwQe8"
     "AeCFku77th0ACCAACIjpeAzSDAdhOkF4S7Nun1IK2sonQLrnC2SKYnH7uACRnlAv2FX/+sZY6+vE14h+VJaHH03s2RZ0kJAsAA4AAAAACAAAA6Lmt8WwZsw+"
-    "HTMKAKSBAABzdGVzdDIudHh0AMCxIACIB+vyCmn6/JTe0MQ9ewBABwA=")
+    "HTMKAKSBAABzdGVzdDIudHh0AMCxIACIB+vyCmn6/JTe0MQ9ewBABwA="
+)
 
 
 def test_unpacks_rar_archives(tmp_path, write_rar):
     (tmp_path / "solid.rar").write_bytes(SOLID_RAR)
-    write_rar(tmp_path / "stored.rar", {"UCF-101/YoYo/v_YoYo_g01_c01.avi": CONTENT, "UCF-101/empty.avi": b""})
+    write_rar(
+        tmp_path / "stored.rar",
+        {"UCF-101/YoYo/v_YoYo_g01_c01.avi": CONTENT, "UCF-101/empty.avi": b""},
+    )
     for name in ("solid", "stored"):
         mirrors.unpack(tmp_path / f"{name}.rar", tmp_path / name)
     for i in (1, 2):
-        assert (tmp_path / "solid" / f"stest{i}.txt").read_text() == "".join(f"{number:03d}\n" for number in range(512))
+        assert (tmp_path / "solid" / f"stest{i}.txt").read_text() == "".join(
+            f"{number:03d}\n" for number in range(512)
+        )
     assert (tmp_path / "stored" / "UCF-101" / "YoYo" / "v_YoYo_g01_c01.avi").read_bytes() == CONTENT
     assert (tmp_path / "stored" / "UCF-101" / "empty.avi").read_bytes() == b""
 
@@ -109,5 +134,7 @@ def test_a_rar_that_cannot_be_unpacked_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="UCF101.rar could not be unpacked .*fetch it again"):
         mirrors.unpack(tmp_path / "UCF101.rar", tmp_path / "there")
     monkeypatch.setattr(mirrors, "rar_programs", dict)
-    with pytest.raises(UserError, match="UCF101.rar needs one of the programs unrar, 7zz, 7z, bsdtar"):
+    with pytest.raises(
+        UserError, match="UCF101.rar needs one of the programs unrar, 7zz, 7z, bsdtar"
+    ):
         mirrors.unpack(tmp_path / "UCF101.rar", tmp_path / "there")

@@ -10,12 +10,18 @@ from mebt_jax.errors import UserError
 
 @pytest.fixture
 def ramps(tmp_path, write_video, make_config):
-    """Three lossless videos of 40 frames; frame i of video v has level 5 * i + 7 * v plus a slope from left to right."""
+    """Three lossless videos of 40 frames; frame i of video v has level 5 * i + 7 * v plus a slope
+    from left to right.
+    """
     levels = 5 * np.arange(40)[:, None, None, None] + np.arange(32)[None, None, :, None]
-    frames = {v: np.broadcast_to(levels + 7 * v, (40, 32, 32, 3)).astype(np.uint8) for v in range(3)}
+    frames = {
+        v: np.broadcast_to(levels + 7 * v, (40, 32, 32, 3)).astype(np.uint8) for v in range(3)
+    }
     for v in frames:
         write_video(tmp_path / "videos" / f"{v}.mkv", np.ascontiguousarray(frames[v]))
-    config = make_config(source="folder", path=str(tmp_path / "videos"), resolution=32, frame_stride=2)
+    config = make_config(
+        source="folder", path=str(tmp_path / "videos"), resolution=32, frame_stride=2
+    )
     sources.prepare(config, tmp_path / "run")
     return config, sources.open_sources(config, tmp_path / "run"), frames
 
@@ -39,7 +45,9 @@ def test_frames_arrive_in_the_batch_as_they_are_in_the_file(ramps):
 
 def test_an_epoch_visits_each_record_once_in_a_new_order(make_config):
     records = [{"video": np.full((8, 16, 16, 3), i, np.uint8)} for i in range(12)]
-    batches = take(pipeline.train_batches(sources.Sources(records, records, ""), make_config(), 12), 3)
+    batches = take(
+        pipeline.train_batches(sources.Sources(records, records, ""), make_config(), 12), 3
+    )
     orders = [batch[:, 0, 0, 0, 0].tolist() for batch in batches]
     assert all(sorted(order) == list(range(12)) for order in orders)
     assert orders[0] != orders[1] != orders[2]
@@ -47,7 +55,9 @@ def test_an_epoch_visits_each_record_once_in_a_new_order(make_config):
 
 @pytest.mark.parametrize("prepared", [True, False])
 def test_resuming_from_saved_state_is_exact(ramps, make_config, tmp_path, prepared):
-    config, opened = ramps[:2] if prepared else (make_config(), sources.open_sources(make_config(), tmp_path))
+    config, opened = (
+        ramps[:2] if prepared else (make_config(), sources.open_sources(make_config(), tmp_path))
+    )
     whole = take(pipeline.train_batches(opened, config, 6), 7)
     first = pipeline.train_batches(opened, config, 6)
     np.testing.assert_array_equal(take(first, 3), whole[:3])
@@ -72,8 +82,12 @@ def test_another_batch_size_goes_on_where_it_fits(make_config, tmp_path):
 
 def test_the_seed_decides_the_order(ramps, make_config):
     config, opened, _ = ramps
-    other = make_config(source="folder", path=config.data.path, resolution=32, frame_stride=2, seed=1)
-    one, same, another = (take(pipeline.train_batches(opened, c, 4), 2) for c in (config, config, other))
+    other = make_config(
+        source="folder", path=config.data.path, resolution=32, frame_stride=2, seed=1
+    )
+    one, same, another = (
+        take(pipeline.train_batches(opened, c, 4), 2) for c in (config, config, other)
+    )
     np.testing.assert_array_equal(one, same)
     assert (np.array(one) != np.array(another)).any()
 
@@ -84,14 +98,25 @@ def test_the_shares_of_the_hosts_make_up_the_global_batch(make_config, tmp_path,
     opened = sources.open_sources(config, tmp_path)
 
     def batches(share):
-        return (take(pipeline.train_batches(opened, config, 12, share), 3),
-                [batch["video"] for batch in pipeline.validation_batches(opened, config, 12, 2, share)])
+        return (
+            take(pipeline.train_batches(opened, config, 12, share), 3),
+            [batch["video"] for batch in pipeline.validation_batches(opened, config, 12, 2, share)],
+        )
 
     whole = batches(pipeline.WHOLE)
-    shares = [batches(((host, host + hosts), 2 * hosts)) for host in range(hosts)]  # two parts each, not side by side
-    order = np.argsort(np.concatenate([np.arange(12).reshape(2 * hosts, -1)[[h, h + hosts]].reshape(-1) for h in range(hosts)]))
+    shares = [
+        batches(((host, host + hosts), 2 * hosts)) for host in range(hosts)
+    ]  # two parts each, not side by side
+    order = np.argsort(
+        np.concatenate(
+            [np.arange(12).reshape(2 * hosts, -1)[[h, h + hosts]].reshape(-1) for h in range(hosts)]
+        )
+    )
     for part in (0, 1):
-        joined = [np.concatenate(rows)[order] for rows in zip(*(share[part] for share in shares), strict=True)]
+        joined = [
+            np.concatenate(rows)[order]
+            for rows in zip(*(share[part] for share in shares), strict=True)
+        ]
         np.testing.assert_array_equal(joined, whole[part])
 
 
@@ -107,8 +132,10 @@ def test_a_host_reads_its_share_alone():
             return {"video": np.int32(index)}
 
     shared = pipeline.shared(grain.MapDataset.source(Watched()), 8, ((1, 2), 4))
-    np.testing.assert_array_equal([shared[batch]["video"] for batch in range(len(shared))],
-                                  [[2, 3, 4, 5], [10, 11, 12, 13], [18, 19, 20, 21]])
+    np.testing.assert_array_equal(
+        [shared[batch]["video"] for batch in range(len(shared))],
+        [[2, 3, 4, 5], [10, 11, 12, 13], [18, 19, 20, 21]],
+    )
     assert {*read} == {2, 3, 4, 5, 10, 11, 12, 13, 18, 19, 20, 21}
 
 
@@ -123,7 +150,10 @@ def test_a_data_set_smaller_than_a_batch_works(make_config, tmp_path):
     opened = sources.open_sources(config, tmp_path)
     assert take(pipeline.train_batches(opened, config, 8), 1)[0].shape[0] == 8
     (batch,) = pipeline.validation_batches(opened, config, 5, 4)
-    found = [[(clip == record["video"]).all() for record in opened.validation].index(True) for clip in batch["video"]]
+    found = [
+        [(clip == record["video"]).all() for record in opened.validation].index(True)
+        for clip in batch["video"]
+    ]
     assert sorted(found)[:2] == [0, 0] and sorted(found)[-2:] == [1, 1]
 
 
@@ -138,7 +168,9 @@ def test_validation_mixes_classes_that_lie_one_after_the_other(make_config, reco
 def test_validation_is_the_same_every_time_and_drops_the_incomplete_batch(make_config, tmp_path):
     config = make_config(validation_clips=10)
     opened = sources.open_sources(config, tmp_path)
-    first, second = ([b["video"] for b in pipeline.validation_batches(opened, config, 4, 9)] for _ in range(2))
+    first, second = (
+        [b["video"] for b in pipeline.validation_batches(opened, config, 4, 9)] for _ in range(2)
+    )
     assert len(first) == 2
     np.testing.assert_array_equal(first, second)
     assert len(list(pipeline.validation_batches(opened, config, 4, 1))) == 1
@@ -158,6 +190,8 @@ def test_validation_takes_the_middle_window(ramps):
 @pytest.mark.slow
 def test_worker_processes_give_the_same_batches(ramps, make_config):
     config, opened, _ = ramps
-    with_workers = make_config(source="folder", path=config.data.path, resolution=32, frame_stride=2, workers=2)
+    with_workers = make_config(
+        source="folder", path=config.data.path, resolution=32, frame_stride=2, workers=2
+    )
     theirs, ours = (take(pipeline.train_batches(opened, c, 4), 5) for c in (with_workers, config))
     np.testing.assert_array_equal(theirs, ours)

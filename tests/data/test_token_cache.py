@@ -21,34 +21,54 @@ def wide(video):
     return pointwise(video) + video.astype(np.int32).sum((1, 2, 3, 4))[:, None, None, None] % 1000
 
 
-@pytest.mark.parametrize("windows, latents, period", [(1, 2, 4), (3, 2, 4), (17, 2, 4), (40, 5, 4), (50, 4, 16), (9, 1, 1)])
+@pytest.mark.parametrize(
+    "windows, latents, period",
+    [(1, 2, 4), (3, 2, 4), (17, 2, 4), (40, 5, 4), (50, 4, 16), (9, 1, 1)],
+)
 def test_the_windows_fill_each_row_once_and_from_the_right_frames(windows, latents, period):
     rows = []  # frame at which the latent frame of each row begins
     for window in token_cache.windows_of(windows, latents, period):
-        assert window.row == len(rows) and 0 <= window.start < windows and 0 <= window.first < window.end <= latents
+        assert (
+            window.row == len(rows)
+            and 0 <= window.start < windows
+            and 0 <= window.first < window.end <= latents
+        )
         rows += [window.start + period * i for i in range(window.first, window.end)]
     record = {"codes": np.array(rows), "windows": windows, "latents": latents, "period": period}
     for start in range(windows):
-        np.testing.assert_array_equal(token_cache.cut_codes(record, start), start + period * np.arange(latents))
+        np.testing.assert_array_equal(
+            token_cache.cut_codes(record, start), start + period * np.arange(latents)
+        )
 
 
 @pytest.fixture
 def videos(tmp_path, write_video, make_config):
-    """(config, opened): videos of 20 to 50 frames of noise, every second frame used; records of at most 31 frames."""
+    """(config, opened): videos of 20 to 50 frames of noise, every second frame used; records of at
+    most 31 frames.
+    """
     rng = np.random.default_rng(0)
     for i in range(5):
         coarse = rng.integers(0, 255, (20 + 7 * i, 4, 4, 3), dtype=np.uint8)
         write_video(tmp_path / "videos" / f"{i}.mkv", coarse.repeat(8, 1).repeat(8, 2))
-    config = make_config(source="folder", path=str(tmp_path / "videos"), frame_stride=2, resolution=32)
-    config = dataclasses.replace(config, transformer=dataclasses.replace(
-        config.transformer, training=dataclasses.replace(config.transformer.training, batch_size=3)))
+    config = make_config(
+        source="folder", path=str(tmp_path / "videos"), frame_stride=2, resolution=32
+    )
+    config = dataclasses.replace(
+        config,
+        transformer=dataclasses.replace(
+            config.transformer,
+            training=dataclasses.replace(config.transformer.training, batch_size=3),
+        ),
+    )
     sources.prepare(config, tmp_path / "run")
     return config, sources.open_sources(config, tmp_path / "run")
 
 
 def batches(opened, config, count=6):
     train = pipeline.train_batches(opened, config, 4)
-    return [next(train) for _ in range(count)] + list(pipeline.validation_batches(opened, config, 2, 3))
+    return [next(train) for _ in range(count)] + list(
+        pipeline.validation_batches(opened, config, 2, 3)
+    )
 
 
 def test_the_same_clips_come_with_the_cache_and_without(videos, tmp_path):
@@ -89,7 +109,13 @@ def test_an_interrupted_encoding_goes_on(videos, tmp_path):
     token_cache.prepare(config, tmp_path / "run", opened, "a1", interrupted)
     after = len(calls) - before
     calls.clear()
-    whole = token_cache.prepare(config, tmp_path / "whole", opened, "a1", lambda video: (calls.append(0), pointwise(video))[1])
+    whole = token_cache.prepare(
+        config,
+        tmp_path / "whole",
+        opened,
+        "a1",
+        lambda video: (calls.append(0), pointwise(video))[1],
+    )
     assert after < len(calls) < before + after
     parts = token_cache.open_tokens(*_folder_and_key(tmp_path / "run"))
     for i in range(len(whole.train)):
@@ -100,9 +126,14 @@ def test_tokens_of_another_tokenizer_or_of_other_data_are_refused(videos, tmp_pa
     config, opened = videos
     token_cache.prepare(config, tmp_path / "run", opened, "a1", pointwise)
     folder, key = _folder_and_key(tmp_path / "run")
-    token_cache.prepare(config, tmp_path / "run", opened, "b2", pointwise)  # has a folder of its own
+    token_cache.prepare(
+        config, tmp_path / "run", opened, "b2", pointwise
+    )  # has a folder of its own
     assert len(list(folder.parent.glob("tokens_*"))) == 2
-    for name, here in (("tokenizer", "by tokenizer a1, but this run has b2"), ("data", "but this run has b2")):
+    for name, here in (
+        ("tokenizer", "by tokenizer a1, but this run has b2"),
+        ("data", "but this run has b2"),
+    ):
         with pytest.raises(UserError, match=here):
             token_cache.open_tokens(folder, key | {name: "b2"})
 
@@ -113,7 +144,10 @@ def test_the_check_reads_the_tokens_again(videos, tmp_path, capsys):
         token_cache.prepare(config, tmp_path / "run", opened, tokenizer, pointwise)
     data_stage.check(config, tmp_path / "run")
     said = capsys.readouterr().err
-    assert all(f"tokens by tokenizer {name}: " in said for name in ("a1", "b2")) and said.count("are as they were written") == 3
+    assert (
+        all(f"tokens by tokenizer {name}: " in said for name in ("a1", "b2"))
+        and said.count("are as they were written") == 3
+    )
     file = next((tmp_path / "run" / "data").glob("tokens_*/*/*/*train*"))
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1

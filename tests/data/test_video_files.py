@@ -12,10 +12,14 @@ COLOURS = {"R": (255, 0, 0), "G": (0, 255, 0), "B": (0, 0, 255), "W": (255, 255,
 
 
 def corners(image: np.ndarray) -> str:
-    """Names of the nearest of the four colours near the corners: upper left, upper right, lower left, lower right."""
+    """Names of the nearest of the four colours near the corners: upper left, upper right, lower
+    left, lower right.
+    """
     low, high = image.shape[0] // 5, image.shape[0] - image.shape[0] // 5
     pixels = [image[y, x].astype(int) for y in (low, high) for x in (low, high)]
-    return "".join(min(COLOURS, key=lambda name: np.abs(pixel - COLOURS[name]).sum()) for pixel in pixels)
+    return "".join(
+        min(COLOURS, key=lambda name: np.abs(pixel - COLOURS[name]).sum()) for pixel in pixels
+    )
 
 
 def write_images(folder: Path, names: list[str], frames: np.ndarray) -> None:
@@ -26,7 +30,9 @@ def write_images(folder: Path, names: list[str], frames: np.ndarray) -> None:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".mov", ".webm", ".gif"])
 @pytest.mark.parametrize("size", [(48, 64), (66, 38)])
-def test_every_format_decodes_upright_in_order_and_square(tmp_path, write_video, quarters, suffix, size):
+def test_every_format_decodes_upright_in_order_and_square(
+    tmp_path, write_video, quarters, suffix, size
+):
     path = write_video(tmp_path / f"clip{suffix}", quarters(12, *size), rate=10)
     (video,) = video_files.find_videos(tmp_path)
     assert video == Video(path.name, (path,))
@@ -40,7 +46,9 @@ def test_every_format_decodes_upright_in_order_and_square(tmp_path, write_video,
     np.testing.assert_allclose(white, 255 - 4 * np.arange(12), atol=40 if coarse else 6)
 
 
-@pytest.mark.parametrize(("rotation", "expected"), [(None, "RGBW"), (90, "GWRB"), (180, "WBGR"), (-90, "BRWG")])
+@pytest.mark.parametrize(
+    ("rotation", "expected"), [(None, "RGBW"), (90, "GWRB"), (180, "WBGR"), (-90, "BRWG")]
+)
 def test_rotation_metadata_turns_the_picture(tmp_path, write_video, quarters, rotation, expected):
     path = write_video(tmp_path / "phone.mp4", quarters(3, 48, 80), rotation=rotation)
     frames = list(video_files.read_frames(Video("phone", (path,)), 32))
@@ -49,7 +57,9 @@ def test_rotation_metadata_turns_the_picture(tmp_path, write_video, quarters, ro
 
 def test_enlarges_what_is_smaller(tmp_path, write_video, quarters):
     path = write_video(tmp_path / "small.mp4", quarters(2, 16, 24))
-    assert [frame.shape for frame in video_files.read_frames(Video("small", (path,)), 40)] == [(40, 40, 3)] * 2
+    assert [frame.shape for frame in video_files.read_frames(Video("small", (path,)), 40)] == [
+        (40, 40, 3)
+    ] * 2
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -67,11 +77,18 @@ def test_finds_videos_in_natural_order_and_leaves_the_rest(tmp_path):
     for name in ("b/clip10.MP4", "b/clip2.mkv", "a.webm", "notes.txt", ".hidden/x.mp4", "b/.y.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [video.name for video in video_files.find_videos(tmp_path)] == ["a.webm", "b/clip2.mkv", "b/clip10.MP4"]
+    assert [video.name for video in video_files.find_videos(tmp_path)] == [
+        "a.webm",
+        "b/clip2.mkv",
+        "b/clip10.MP4",
+    ]
 
 
 def test_frame_list_groups_by_video_and_breaks_at_gaps(tmp_path):
-    lines = [f"x/sky_1_{i}.jpg" for i in (10, 9, 8, 2, 1)] + ["x/sky_2_0001.png", "/elsewhere/sky_1_11.jpg"]
+    lines = [f"x/sky_1_{i}.jpg" for i in (10, 9, 8, 2, 1)] + [
+        "x/sky_2_0001.png",
+        "/elsewhere/sky_1_11.jpg",
+    ]
     (tmp_path / "train.txt").write_text("\n".join(lines) + "\n")
     videos = video_files.read_frame_list(tmp_path / "train.txt", "train")
     assert {video.name: [file.name for file in video.files] for video in videos} == {
@@ -81,7 +98,9 @@ def test_frame_list_groups_by_video_and_breaks_at_gaps(tmp_path):
         "x/sky_2_1": ["sky_2_0001.png"],
     }
     assert {video.split for video in videos} == {"train"}
-    assert videos[1].files[0] == tmp_path / "x/sky_1_1.jpg" and videos[0].files[0] == Path("/elsewhere/sky_1_11.jpg")
+    assert videos[1].files[0] == tmp_path / "x/sky_1_1.jpg" and videos[0].files[0] == Path(
+        "/elsewhere/sky_1_11.jpg"
+    )
 
 
 def test_a_line_that_is_no_frame_is_named(tmp_path):
@@ -90,7 +109,9 @@ def test_a_line_that_is_no_frame_is_named(tmp_path):
         video_files.read_frame_list(tmp_path / "train.txt", "train")
 
 
-@pytest.mark.parametrize(("suffix", "options"), [(".mp4", {}), (".mp4", {"movflags": "faststart"}), (".avi", {})])
+@pytest.mark.parametrize(
+    ("suffix", "options"), [(".mp4", {}), (".mp4", {"movflags": "faststart"}), (".avi", {})]
+)
 def test_a_file_that_was_cut_is_broken(tmp_path, write_video, suffix, options):
     noise = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), dtype=np.uint8)
     path = write_video(tmp_path / f"cut{suffix}", noise, options=options)

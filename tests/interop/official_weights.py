@@ -1,4 +1,6 @@
-"""Weights made from their names, as those that the test vectors were computed with, so that no vector stores weights."""
+"""Weights made from their names, as those that the test vectors were computed with, so that no
+vector stores weights.
+"""
 
 import ast
 import zlib
@@ -13,12 +15,18 @@ def load_vectors(name):
     """Arrays of vectors/<name>.npz; of "<file>/<group>" the group alone."""
     file, _, group = name.partition("/")
     with np.load(VECTORS / f"{file}.npz") as arrays:
-        return {key.removeprefix(f"{group}/"): arrays[key] for key in arrays if not group or key.startswith(f"{group}/")}
+        return {
+            key.removeprefix(f"{group}/"): arrays[key]
+            for key in arrays
+            if not group or key.startswith(f"{group}/")
+        }
 
 
 def weight_of_name(name, shape, seed=0):
     """float32 of this shape; the first rule that applies decides its distribution."""
-    w = np.asarray(np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**31).randn(*shape), np.float32)
+    w = np.asarray(
+        np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**31).randn(*shape), np.float32
+    )
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
     if name.endswith("running_var") or name == "codebook.N":
@@ -42,7 +50,10 @@ def weights_of(shapes, seed=0):
 
 def state_dict_of(vectors):
     """All weights of vectors that list their `names` and `shapes`."""
-    shapes = {str(name): ast.literal_eval(str(shape)) for name, shape in zip(vectors["names"], vectors["shapes"])}
+    shapes = {
+        str(name): ast.literal_eval(str(shape))
+        for name, shape in zip(vectors["names"], vectors["shapes"])
+    }
     return weights_of(shapes, int(vectors["seed"]))
 
 

@@ -1,4 +1,6 @@
-"""The converter from end to end: files as the official programs save them, to folders that stages and metrics load."""
+"""The converter from end to end: files as the official programs save them, to folders that stages
+and metrics load.
+"""
 
 import subprocess
 import sys
@@ -8,23 +10,41 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from official_files import (
+    TRANSFORMER,
+    TRANSFORMER_HYPER,
+    VQGAN,
+    VQGAN_ARGS,
+    config_of,
+    tokenizer_weights,
+)
+from official_weights import assert_close, load_vectors, state_dict_of
 
 from mebt_jax.errors import UserError
 from mebt_jax.interop.convert import convert
-from mebt_jax.interop.folders import load_network
+from mebt_jax.interop.mebt_weights import transformer_from_official
 from mebt_jax.interop.names import leaves_of
-from mebt_jax.interop.settings import transformer_settings
-from mebt_jax.interop.tokenizer import tokenizer_from_official
+from mebt_jax.interop.official_settings import transformer_settings
+from mebt_jax.interop.tokenizer_weights import tokenizer_from_official
 from mebt_jax.interop.torch_files import write_torch_file
-from mebt_jax.interop.transformer import transformer_from_official
-from mebt_jax.metrics.c3d import c3d_logits
-from mebt_jax.runtime import mesh as mesh_lib, workdir as workdir_lib
-from mebt_jax.stages import data, evaluate, sample, tokenizer as tokenizer_stage, transformer as transformer_stage
+from mebt_jax.interop.weight_folders import load_network
+from mebt_jax.metrics.networks.c3d import c3d_logits
+from mebt_jax.runtime import mesh as mesh_lib
+from mebt_jax.runtime import workdir as workdir_lib
+from mebt_jax.stages import (
+    data,
+    evaluate,
+    sample,
+)
+from mebt_jax.stages import (
+    prior as transformer_stage,
+)
+from mebt_jax.stages import (
+    tokenizer as tokenizer_stage,
+)
+from mebt_jax.stages.prior import load_transformer
 from mebt_jax.stages.tokenizer import load_tokenizer
-from mebt_jax.stages.transformer import load_transformer
-from mebt_jax.tokenizer.discriminators import CLIPS
-from official_files import TRANSFORMER, TRANSFORMER_HYPER, VQGAN, VQGAN_ARGS, config_of, tokenizer_weights
-from official_weights import assert_close, load_vectors, state_dict_of
+from mebt_jax.tokenizer.training.discriminators import CLIPS
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,19 +62,33 @@ def test_stages_load_what_was_converted_bit_for_bit(converted):
     assert config.transformer.layers == ("encode", "latent", "encode", "decode", "update", "decode")
     assert (config.transformer.heads, config.transformer.attention_dropout) == (4, 0.1)
     masking = config.masking
-    assert (masking.interval_schedule, masking.interval_alpha, masking.ratio_max, masking.target_budget) == (
-        "renormalized", 30_000, 0.9, 20)
+    assert (
+        masking.interval_schedule,
+        masking.interval_alpha,
+        masking.ratio_max,
+        masking.target_budget,
+    ) == ("renormalized", 30_000, 0.9, 20)
     mesh = mesh_lib.make_mesh(config.mesh)
     tokenizer = load_tokenizer(config, Path("nowhere"), mesh)
     transformer = load_transformer(config, Path("nowhere"), mesh, tokenizer.content_hash)
     params, codebook = tokenizer_from_official(tokenizer_weights(codes=64), config.tokenizer)
     assert_same(tokenizer.params, params)
     np.testing.assert_array_equal(tokenizer.codebook.sums, codebook.sums)
-    assert_same(transformer.params, transformer_from_official(state_dict_of(TRANSFORMER), config.transformer))
+    assert_same(
+        transformer.params,
+        transformer_from_official(state_dict_of(TRANSFORMER), config.transformer),
+    )
     assert transformer.step == 77
 
-    with pytest.raises(UserError, match="has heads 4, but config.transformer.heads is 8; set it to 4"):
-        load_transformer(config_of(converted, transformer__heads=8), Path("nowhere"), mesh, tokenizer.content_hash)
+    with pytest.raises(
+        UserError, match="has heads 4, but config.transformer.heads is 8; set it to 4"
+    ):
+        load_transformer(
+            config_of(converted, transformer__heads=8),
+            Path("nowhere"),
+            mesh,
+            tokenizer.content_hash,
+        )
     with pytest.raises(UserError, match="was trained on the codes of tokenizer"):
         load_transformer(config, Path("nowhere"), mesh, "another")
 
@@ -63,8 +97,10 @@ def test_discriminators_come_along(converted):
     graphdef, state = load_network(converted, "clip_discriminator")
     discriminator = nnx.merge(graphdef, state)
     assert discriminator.layers[0].kernel.shape == (*CLIPS, 3, 8) and len(discriminator.layers) == 5
-    np.testing.assert_array_equal(state["layers"][1]["norm"]["mean"][...],
-                                  state_dict_of(VQGAN)["video_discriminator.model1.1.running_mean"])
+    np.testing.assert_array_equal(
+        state["layers"][1]["norm"]["mean"][...],
+        state_dict_of(VQGAN)["video_discriminator.model1.1.running_mean"],
+    )
 
 
 def test_a_transformer_without_its_tokenizer_takes_any(files, tmp_path, capsys):
@@ -85,7 +121,9 @@ def test_feature_networks_are_loaded_with_their_sizes(tmp_path):
         convert(tmp_path / "c3d.npz", tmp_path / "out")
     convert(tmp_path / "c3d.npz", tmp_path / "out", also=tmp_path / "mean2.npz")
     graphdef, state = load_network(tmp_path / "out", "c3d")
-    logits = jax.jit(lambda state, video: c3d_logits(nnx.merge(graphdef, state), video))(state, vectors["video"])
+    logits = jax.jit(lambda state, video: c3d_logits(nnx.merge(graphdef, state), video))(
+        state, vectors["video"]
+    )
     assert_close(logits, vectors["logits"], 1e-4)
     with pytest.raises(UserError, match="There is no converted i3d in"):
         load_network(tmp_path / "out", "i3d")
@@ -97,35 +135,63 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_is_written(tmp_path)
     weights["image_discriminator.model2.0.bias"] = np.zeros(7, np.float32)
     weights["decoder.conv_last.conv.bias"] = np.full(3, np.nan, np.float32)
     del weights["post_vq_conv.conv.bias"]
-    write_torch_file(tmp_path / "broken.ckpt", {"state_dict": weights, "hyper_parameters": {"args": VQGAN_ARGS}})
+    write_torch_file(
+        tmp_path / "broken.ckpt", {"state_dict": weights, "hyper_parameters": {"args": VQGAN_ARGS}}
+    )
     with pytest.raises(UserError) as error:
         convert(tmp_path / "broken.ckpt", tmp_path / "out")
-    for problem in ("encoder.surplus is unknown", "image_discriminator.model2.0.bias has shape (7,) instead of (32,)",
-                    "post_vq_conv.conv.bias is missing", "decoder.conv_last.conv.bias is not finite"):
+    for problem in (
+        "encoder.surplus is unknown",
+        "image_discriminator.model2.0.bias has shape (7,) instead of (32,)",
+        "post_vq_conv.conv.bias is missing",
+        "decoder.conv_last.conv.bias is not finite",
+    ):
         assert problem in str(error.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["broken.ckpt"]
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"padding_type": "reflect"}, "pads by 'reflect'"), ({"downsample": None}, "give the tokenizer's own checkpoint"),
-    ({"downsample": 4}, "not of the form that the official programs save"), ({"resolution": 18}, "does not divide"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"padding_type": "reflect"}, "pads by 'reflect'"),
+        ({"downsample": None}, "give the tokenizer's own checkpoint"),
+        ({"downsample": 4}, "not of the form that the official programs save"),
+        ({"resolution": 18}, "does not divide"),
+    ],
+)
 def test_other_tokenizers_are_refused(tmp_path, change, words):
     args = {name: value for name, value in (VQGAN_ARGS | change).items() if value is not None}
-    write_torch_file(tmp_path / "other.ckpt", {"state_dict": tokenizer_weights(), "hyper_parameters": {"args": args}})
+    write_torch_file(
+        tmp_path / "other.ckpt",
+        {"state_dict": tokenizer_weights(), "hyper_parameters": {"args": args}},
+    )
     with pytest.raises(UserError, match=words):
         convert(tmp_path / "other.ckpt", tmp_path / "out")
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"transformer_config": {}}, "no hyper-parameters mode, n_head"),
-    ({"mask_config": {"params": {"shape": [2, 2, 8]}}}, "no square frame"),
-    ({"mask_config": {"params": {"shape": [4, 4, 4]}}}, "32 positions, but its hyper-parameters tell of a grid"),
-    ({"transformer_config": TRANSFORMER_HYPER["transformer_config"] | {"mode": ["latent_enc", "mixer"]}}, "kind mixer"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"transformer_config": {}}, "no hyper-parameters mode, n_head"),
+        ({"mask_config": {"params": {"shape": [2, 2, 8]}}}, "no square frame"),
+        (
+            {"mask_config": {"params": {"shape": [4, 4, 4]}}},
+            "32 positions, but its hyper-parameters tell of a grid",
+        ),
+        (
+            {
+                "transformer_config": TRANSFORMER_HYPER["transformer_config"]
+                | {"mode": ["latent_enc", "mixer"]}
+            },
+            "kind mixer",
+        ),
+    ],
+)
 def test_other_transformers_are_refused(files, tmp_path, change, words):
-    write_torch_file(tmp_path / "other.ckpt", {"state_dict": state_dict_of(TRANSFORMER),
-                                               "hyper_parameters": TRANSFORMER_HYPER | change})
+    write_torch_file(
+        tmp_path / "other.ckpt",
+        {"state_dict": state_dict_of(TRANSFORMER), "hyper_parameters": TRANSFORMER_HYPER | change},
+    )
     with pytest.raises(UserError, match=words):
         convert(tmp_path / "other.ckpt", tmp_path / "out", also=files / "vqgan.ckpt")
 
@@ -136,7 +202,9 @@ def test_mistaken_files_are_named(files, tmp_path):
         convert(tmp_path / "resnet.pt", tmp_path / "out")
     with pytest.raises(UserError, match="is a MeBT transformer, but --also should be a TATS VQGAN"):
         convert(files / "alone.ckpt", tmp_path / "out", also=files / "mebt.ckpt")
-    write_torch_file(tmp_path / "half.pth", {"lin0.model.1.weight": np.zeros((1, 64, 1, 1), np.float32)})
+    write_torch_file(
+        tmp_path / "half.pth", {"lin0.model.1.weight": np.zeros((1, 64, 1, 1), np.float32)}
+    )
     with pytest.raises(UserError, match="one half of LPIPS; give the other, a VGG16"):
         convert(tmp_path / "half.pth", tmp_path / "out")
     (tmp_path / "text.npz").write_text("no")
@@ -146,7 +214,9 @@ def test_mistaken_files_are_named(files, tmp_path):
         convert(files / "alone.ckpt", tmp_path)
     tampered = tokenizer_weights(codes=64)
     tampered["codebook.embeddings"] = tampered["codebook.embeddings"] + 1
-    write_torch_file(tmp_path / "other.ckpt", {"state_dict": tampered, "hyper_parameters": {"args": VQGAN_ARGS}})
+    write_torch_file(
+        tmp_path / "other.ckpt", {"state_dict": tampered, "hyper_parameters": {"args": VQGAN_ARGS}}
+    )
     with pytest.raises(UserError, match="inside of .* is another than that of"):
         convert(files / "mebt.ckpt", tmp_path / "out", also=tmp_path / "other.ckpt")
 
@@ -154,16 +224,27 @@ def test_mistaken_files_are_named(files, tmp_path):
 def test_an_interval_schedule_without_counterpart_is_said():
     arrays = {"tok_emb.weight": np.zeros((32, 8)), "sos_emb": np.zeros((1, 4, 8))}
     for prior, sentences in (("gaussian2", 0), ("cubic", 1)):
-        hyper = TRANSFORMER_HYPER | {"transformer_config": TRANSFORMER_HYPER["transformer_config"] | {"t_prior": prior}}
+        hyper = TRANSFORMER_HYPER | {
+            "transformer_config": TRANSFORMER_HYPER["transformer_config"] | {"t_prior": prior}
+        }
         settings, assumed = transformer_settings(arrays, hyper, (4, 8, 8))
         assert len(assumed) == sentences
     assert "'cubic'" in assumed[0] and settings["masking.interval_schedule"] == "longest"
 
 
 def test_the_command_reads_the_official_layout_and_says_one_sentence(tmp_path):
-    """A checkpoint that the official training code saved, with OmegaConf objects; its grid of 2x3x4 is not square."""
+    """A checkpoint that the official training code saved, with OmegaConf objects; its grid of 2x3x4
+    is not square.
+    """
     official = ROOT / "tests/interop/vectors/transformer_full_decoder.ckpt"
-    given = [sys.executable, "-m", "mebt_jax.interop.convert", str(official), "--out", str(tmp_path / "out")]
+    given = [
+        sys.executable,
+        "-m",
+        "mebt_jax.interop.convert",
+        str(official),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(given, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2 and not (tmp_path / "out").exists()
     assert "a MeBT transformer, 71 arrays, 14,896 numbers" in done.stderr
@@ -171,16 +252,32 @@ def test_the_command_reads_the_official_layout_and_says_one_sentence(tmp_path):
 
 
 def stage_config(converted, **changes):
-    settings = {"data__train_clips": 16, "data__validation_clips": 8, "sample__clips": 8, "sample__batch_size": 8,
-                "sample__draft_steps": 2, "sample__bootstrap_steps": 0, "sample__revise_rounds": 0,
-                "evaluate__clips": 8, "evaluate__batch_size": 8, "transformer__training__batch_size": 8,
-                "transformer__training__validation_batches": 1, "transformer__dtype": "float32", "masking__splits": 1}
+    settings = {
+        "data__train_clips": 16,
+        "data__validation_clips": 8,
+        "sample__clips": 8,
+        "sample__batch_size": 8,
+        "sample__draft_steps": 2,
+        "sample__bootstrap_steps": 0,
+        "sample__revise_rounds": 0,
+        "evaluate__clips": 8,
+        "evaluate__batch_size": 8,
+        "transformer__training__batch_size": 8,
+        "transformer__training__validation_batches": 1,
+        "transformer__dtype": "float32",
+        "masking__splits": 1,
+    }
     return config_of(converted, **settings | changes)
 
 
 def run_stages(config, workdir, names):
-    stages = {"data": data, "tokenizer": tokenizer_stage, "transformer": transformer_stage, "sample": sample,
-              "evaluate": evaluate}
+    stages = {
+        "data": data,
+        "tokenizer": tokenizer_stage,
+        "transformer": transformer_stage,
+        "sample": sample,
+        "evaluate": evaluate,
+    }
     for name in names:
         workdir_lib.require(config, workdir, name)
         stages[name].run(config, workdir)
@@ -197,10 +294,18 @@ def test_clips_are_sampled_from_a_converted_model(converted, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_converted_model_is_trained_further_and_a_new_one_on_its_tokenizer(converted, tmp_path, capsys):
+def test_a_converted_model_is_trained_further_and_a_new_one_on_its_tokenizer(
+    converted, tmp_path, capsys
+):
     steps = {"transformer__training__steps": 2, "masking__interval_schedule": "longest"}
-    run_stages(stage_config(converted, **steps), tmp_path / "further", ["data", "tokenizer", "transformer", "sample", "evaluate"])
+    run_stages(
+        stage_config(converted, **steps),
+        tmp_path / "further",
+        ["data", "tokenizer", "transformer", "sample", "evaluate"],
+    )
     assert "starting from the weights of step 77" in capsys.readouterr().err
-    config = stage_config(converted, **steps, transformer__checkpoint="", transformer__layers=("encode", "decode"))
+    config = stage_config(
+        converted, **steps, transformer__checkpoint="", transformer__layers=("encode", "decode")
+    )
     run_stages(config, tmp_path / "new", ["data", "tokenizer", "transformer"])
     assert "starting from" not in capsys.readouterr().err

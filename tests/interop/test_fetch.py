@@ -1,4 +1,6 @@
-"""Fetching from a host of our own that breaks off, cannot continue, answers with pages, or gives another file."""
+"""Fetching from a host of our own that breaks off, cannot continue, answers with pages, or gives
+another file.
+"""
 
 import dataclasses
 import hashlib
@@ -18,7 +20,9 @@ CONTENT = np.random.default_rng(0).bytes(300_000)
 
 
 class Host(http.server.BaseHTTPRequestHandler):
-    """/good gives all, /broken ends after 100000 bytes of every answer, /fresh knows no ranges, /page is a page."""
+    """/good gives all, /broken ends after 100000 bytes of every answer, /fresh knows no ranges,
+    /page is a page.
+    """
 
     requests = []
 
@@ -33,7 +37,9 @@ class Host(http.server.BaseHTTPRequestHandler):
             return
         body = CONTENT[start:] if self.path != "/fresh" else CONTENT
         self.send_response(206 if start and self.path != "/fresh" else 200)
-        self.send_header("Content-Type", "text/html" if self.path == "/page" else "application/octet-stream")
+        self.send_header(
+            "Content-Type", "text/html" if self.path == "/page" else "application/octet-stream"
+        )
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[:100_000] if self.path == "/broken" else body)
@@ -57,9 +63,18 @@ def host():
 def weights(host):
     def at(path, **changes):
         Host.requests.clear()
-        base = Weights("w.pt", f"{host}/{path}", "https://example.org/page", "MIT", "a test", "", size=len(CONTENT),
-                       digest="sha256:" + hashlib.sha256(CONTENT).hexdigest())
+        base = Weights(
+            "w.pt",
+            f"{host}/{path}",
+            "https://example.org/page",
+            "MIT",
+            "a test",
+            "",
+            size=len(CONTENT),
+            digest="sha256:" + hashlib.sha256(CONTENT).hexdigest(),
+        )
         return {"w": dataclasses.replace(base, **changes)}
+
     return at
 
 
@@ -72,34 +87,50 @@ def test_a_broken_fetch_goes_on_where_it_ended(weights, tmp_path, path, starts):
     assert Host.requests == []
 
 
-def test_the_next_command_goes_on_and_a_host_without_ranges_begins_again(weights, tmp_path, monkeypatch):
+def test_the_next_command_goes_on_and_a_host_without_ranges_begins_again(
+    weights, tmp_path, monkeypatch
+):
     monkeypatch.setattr(fetch_module, "ATTEMPTS", 1)
-    with pytest.raises(UserError, match="100,000 bytes are kept for the next try; run the same command again, or fetch w.pt by "
-                                        "hand from https://example.org/page and run .*fetch w --from-file FILE"):
+    with pytest.raises(
+        UserError,
+        match="100,000 bytes are kept for the next try; run the same command again, or fetch w.pt by "
+        "hand from https://example.org/page and run .*fetch w --from-file FILE",
+    ):
         fetch("w", tmp_path, weights=weights("broken"))
     assert fetch("w", tmp_path, weights=weights("good")).read_bytes() == CONTENT
     assert Host.requests == [("/good", 100_000)]
-    (tmp_path / "w.pt").rename(tmp_path / "w.pt.part")  # whole, but killed before it was put in its place
+    (tmp_path / "w.pt").rename(
+        tmp_path / "w.pt.part"
+    )  # whole, but killed before it was put in its place
     fetch("w", tmp_path, weights=weights("good"))
     (tmp_path / "w.pt").unlink()
     (tmp_path / "w.pt.part").write_bytes(b"other")
     assert fetch("w", tmp_path, weights=weights("fresh")).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("path, changes, words", [
-    ("gone", {}, "says 404"), ("page", {}, "a page instead of the file"), ("good", {"size": 5}, "has 300,000 bytes, but"),
-    ("good", {"digest": "sha256:00"}, "its sha256 is .* instead of 00"),
-    ("good", {"by_hand": True}, "only a person can choose"),
-])
+@pytest.mark.parametrize(
+    "path, changes, words",
+    [
+        ("gone", {}, "says 404"),
+        ("page", {}, "a page instead of the file"),
+        ("good", {"size": 5}, "has 300,000 bytes, but"),
+        ("good", {"digest": "sha256:00"}, "its sha256 is .* instead of 00"),
+        ("good", {"by_hand": True}, "only a person can choose"),
+    ],
+)
 def test_what_cannot_be_fetched_says_what_to_do_by_hand(weights, tmp_path, path, changes, words):
     with pytest.raises(UserError, match=words) as error:
         fetch("w", tmp_path, weights=weights(path, **changes))
-    assert "by hand from https://example.org/page" in str(error.value) and not list(tmp_path.iterdir())
+    assert "by hand from https://example.org/page" in str(error.value) and not list(
+        tmp_path.iterdir()
+    )
 
 
 def test_a_file_that_was_fetched_by_hand_is_checked_and_put_in_its_place(weights, tmp_path):
     (tmp_path / "mine").write_bytes(CONTENT)
-    known_by_git = weights("gone", digest="git:" + hashlib.sha1(b"blob 300000\0" + CONTENT).hexdigest())
+    known_by_git = weights(
+        "gone", digest="git:" + hashlib.sha1(b"blob 300000\0" + CONTENT).hexdigest()
+    )
     assert fetch("w", tmp_path / "folder", tmp_path / "mine", known_by_git).read_bytes() == CONTENT
     (tmp_path / "mine").write_bytes(CONTENT[:-1] + b"x")
     with pytest.raises(UserError, match="is not the published w.pt: its sha256"):

@@ -1,7 +1,9 @@
-"""Both halves of an adversarial step against the official program: losses and gradients on random weights.
+"""Both halves of an adversarial step against the official program: losses and gradients on random
+weights.
 
-vqgan_step.npz holds what mebt/vqgan.py:95 (forward) gives for optimizer_idx 0 and 1 on the video and weights of vqgan_tiny.npz with
-`global_step` past the start, l1_weight 4, gan_feat_weight 4, no LPIPS, given frames; the codebook as before in both halves.
+vqgan_step.npz holds what mebt/vqgan.py:95 (forward) gives for optimizer_idx 0 and 1 on the video
+and weights of vqgan_tiny.npz with `global_step` past the start, l1_weight 4, gan_feat_weight 4, no
+LPIPS, given frames; the codebook as before in both halves.
 """
 
 import dataclasses
@@ -11,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from official_weights import assert_close, load_vectors, state_dict_of
 
 from configs import base, tokenizer_ucf
 from mebt_jax import config as config_module
 from mebt_jax.interop.names import filled, from_official
-from mebt_jax.interop.tokenizer import discriminator_part, tokenizer_from_official
-from mebt_jax.tokenizer import adversarial, losses
+from mebt_jax.interop.tokenizer_weights import discriminator_part, tokenizer_from_official
 from mebt_jax.tokenizer.autoencoder import Tokenizer
-from official_weights import assert_close, load_vectors, state_dict_of
+from mebt_jax.tokenizer.training import adversarial, losses
 
 VECTORS, STEP = load_vectors("vqgan_tiny"), load_vectors("vqgan_step")
 VIDEO, FRAME = np.moveaxis(VECTORS["video"], 1, -1), STEP["frame"]
@@ -31,7 +33,11 @@ def config(loss="hinge"):
     tokenizer_ucf.use_recipe(values.tokenizer)
     values.tokenizer.norm = "group"
     values.tokenizer.adversarial.update(
-        frame_weight=float(STEP["image_gan_weight"]), clip_weight=float(STEP["video_gan_weight"]), channels=8, loss=loss)
+        frame_weight=float(STEP["image_gan_weight"]),
+        clip_weight=float(STEP["video_gan_weight"]),
+        channels=8,
+        loss=loss,
+    )
     tokenizer = config_module.from_config_dict(values).tokenizer
     return dataclasses.replace(tokenizer, compression=(2, 4, 4), hidden=16, codes=32, code_width=8)
 
@@ -44,12 +50,21 @@ def official():
     """(graphdef, parameters, codebook, discriminators) with the weights of the vectors."""
     weights = state_dict_of(VECTORS)
     params, codebook = tokenizer_from_official(weights, config())
-    judges = nnx.eval_shape(lambda: adversarial.Discriminators(config().adversarial, rngs=nnx.Rngs(0)))
+    judges = nnx.eval_shape(
+        lambda: adversarial.Discriminators(config().adversarial, rngs=nnx.Rngs(0))
+    )
     for name, (ours, _) in NAMES.items():
         state, part = discriminator_part(ours, channels=8, layers=3)
         used = {key: weights[key] for key in part.official_shapes()}
-        nnx.update(judges.networks[name], filled(state, from_official(used, {"it": part}, mend="")["it"]))
-    return nnx.split(nnx.eval_shape(lambda: Tokenizer(config(), rngs=nnx.Rngs(0))))[0], params, codebook, judges
+        nnx.update(
+            judges.networks[name], filled(state, from_official(used, {"it": part}, mend="")["it"])
+        )
+    return (
+        nnx.split(nnx.eval_shape(lambda: Tokenizer(config(), rngs=nnx.Rngs(0))))[0],
+        params,
+        codebook,
+        judges,
+    )
 
 
 def test_the_tokenizer_half_has_the_official_losses_and_gradients(official):
@@ -58,16 +73,34 @@ def test_the_tokenizer_half_has_the_official_losses_and_gradients(official):
 
     @jax.jit
     def half(params, judges_state):
-        gradients, loss, output = adversarial.tokenizer_gradients(graphdef, params, codebook, VIDEO, FRAME, config(),
-                                                                  opponents=nnx.merge(judges_graph, judges_state))
+        gradients, loss, output = adversarial.tokenizer_gradients(
+            graphdef,
+            params,
+            codebook,
+            VIDEO,
+            FRAME,
+            config(),
+            opponents=nnx.merge(judges_graph, judges_state),
+        )
         return gradients, loss, output.metrics
 
     gradients, loss, metrics = half(params, judges_state)
     assert_close(loss, STEP["recon_loss"] + STEP["commitment_loss"], 1e-5)
     assert_close(metrics["adversarial"], STEP["aeloss"], 1e-4)
-    assert_close(config().adversarial.feature_weight * metrics["feature_matching"], STEP["gan_feat_loss"], 1e-5)
-    for leaf, name in ((gradients["decoder"]["last"], "decoder.conv_last"), (gradients["encoder"]["first"], "encoder.conv_first")):
-        assert_close(leaf["kernel"][...], np.moveaxis(STEP[f"gradient/{name}.conv.weight"], (0, 1), (-1, -2)), 1e-4)
+    assert_close(
+        config().adversarial.feature_weight * metrics["feature_matching"],
+        STEP["gan_feat_loss"],
+        1e-5,
+    )
+    for leaf, name in (
+        (gradients["decoder"]["last"], "decoder.conv_last"),
+        (gradients["encoder"]["first"], "encoder.conv_first"),
+    ):
+        assert_close(
+            leaf["kernel"][...],
+            np.moveaxis(STEP[f"gradient/{name}.conv.weight"], (0, 1), (-1, -2)),
+            1e-4,
+        )
 
 
 def test_the_discriminators_half_has_the_official_losses_and_gradients(official):
@@ -80,8 +113,14 @@ def test_the_discriminators_half_has_the_official_losses_and_gradients(official)
         _, output = losses.code_loss(nnx.merge(graphdef, params), codebook, VIDEO, config())
 
         def loss(judges_params, kind):
-            return adversarial.discriminator_loss(nnx.merge(judges_graph, judges_params, judges_rest), output.reconstruction,
-                                                  VIDEO, FRAME, running, config(kind).adversarial)[0]
+            return adversarial.discriminator_loss(
+                nnx.merge(judges_graph, judges_params, judges_rest),
+                output.reconstruction,
+                VIDEO,
+                FRAME,
+                running,
+                config(kind).adversarial,
+            )[0]
 
         return loss(judges_params, "vanilla"), jax.value_and_grad(loss)(judges_params, "hinge")
 
@@ -89,6 +128,8 @@ def test_the_discriminators_half_has_the_official_losses_and_gradients(official)
     assert_close(vanilla, STEP["vanilla/discloss"], 1e-5)
     assert_close(hinge, STEP["hinge/discloss"], 1e-5)
     for name, (_, theirs) in NAMES.items():
-        expected = np.moveaxis(STEP[f"hinge/gradient/{theirs}_discriminator.model0.0.weight"], (0, 1), (-1, -2))
+        expected = np.moveaxis(
+            STEP[f"hinge/gradient/{theirs}_discriminator.model0.0.weight"], (0, 1), (-1, -2)
+        )
         found = gradients["networks"][name]["layers"][0]["kernel"][...]
         assert_close(found, expected[None] if name == "frame" else expected, 1e-4)

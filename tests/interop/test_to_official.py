@@ -1,7 +1,11 @@
-"""There and back again: what the official modules would load is what came from them, bit for bit."""
+"""There and back again: what the official modules would load is what came from them, bit for
+bit.
+"""
 
 import numpy as np
 import pytest
+from official_files import TRANSFORMER_HYPER, VQGAN_ARGS
+from official_weights import load_vectors, state_dict_of
 
 from mebt_jax.config import from_config_dict, to_dict
 from mebt_jax.errors import UserError
@@ -10,8 +14,6 @@ from mebt_jax.interop.convert import convert
 from mebt_jax.interop.to_official import convert_back
 from mebt_jax.interop.torch_files import read_torch_file, write_torch_file
 from mebt_jax.runtime import checkpoints
-from official_files import TRANSFORMER_HYPER, VQGAN_ARGS
-from official_weights import load_vectors, state_dict_of
 from tests.tiny_config import tiny_config
 
 
@@ -26,25 +28,44 @@ def test_a_mebt_with_its_tokenizer_comes_back(files, converted, tmp_path):
     convert_back(converted, tmp_path / "back.ckpt")
     found, official = read_torch_file(tmp_path / "back.ckpt"), read_torch_file(files / "mebt.ckpt")
     assert_same_arrays(found["state_dict"], official["state_dict"])
-    model, mask = found["hyper_parameters"]["transformer_config"], found["hyper_parameters"]["mask_config"]["params"]
+    model, mask = (
+        found["hyper_parameters"]["transformer_config"],
+        found["hyper_parameters"]["mask_config"]["params"],
+    )
     assert model | TRANSFORMER_HYPER["transformer_config"] == model
     assert mask | TRANSFORMER_HYPER["mask_config"]["params"] == mask
 
 
-@pytest.mark.parametrize("name", ["vqgan_tiny", pytest.param("vqgan_more/batch_norm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["vqgan_tiny", pytest.param("vqgan_more/batch_norm", marks=pytest.mark.slow)]
+)
 def test_a_vqgan_comes_back_with_all_that_it_held(tmp_path, name, capsys, monkeypatch):
-    monkeypatch.setattr(to_official, "DISCRIMINATOR_SIZES", {"channels": 4, "layers": 3})  # made quickly
+    monkeypatch.setattr(
+        to_official, "DISCRIMINATOR_SIZES", {"channels": 4, "layers": 3}
+    )  # made quickly
     vectors = load_vectors(name)
     weights = state_dict_of(vectors)
     args = VQGAN_ARGS
     if "batch_norm" in name:
-        args = args | {"downsample": [8, 2, 4], "resolution": 8, "sequence_length": 16, "norm_type": "batch"}
-        # The widths of batch_norm's codes are below the default of sample.top_k; more codes change nothing else.
-        weights |= {key: np.resize(array, (40, *array.shape[1:])) for key, array in weights.items() if "codebook" in key}
+        args = args | {
+            "downsample": [8, 2, 4],
+            "resolution": 8,
+            "sequence_length": 16,
+            "norm_type": "batch",
+        }
+        # The widths of batch_norm's codes are below the default of sample.top_k; more codes change
+        # nothing else.
+        weights |= {
+            key: np.resize(array, (40, *array.shape[1:]))
+            for key, array in weights.items()
+            if "codebook" in key
+        }
     else:
         lpips = state_dict_of(load_vectors("lpips"))
         weights |= {f"perceptual_model.{key}": array for key, array in lpips.items()}
-    write_torch_file(tmp_path / "vqgan.ckpt", {"state_dict": weights, "hyper_parameters": {"args": args}})
+    write_torch_file(
+        tmp_path / "vqgan.ckpt", {"state_dict": weights, "hyper_parameters": {"args": args}}
+    )
     convert(tmp_path / "vqgan.ckpt", tmp_path / "ours")
     convert_back(tmp_path / "ours", tmp_path / "back.ckpt")
     found = read_torch_file(tmp_path / "back.ckpt")
@@ -53,22 +74,34 @@ def test_a_vqgan_comes_back_with_all_that_it_held(tmp_path, name, capsys, monkey
         assert "no clip_discriminator" in capsys.readouterr().err
         back = {key: array for key, array in back.items() if "discriminator" not in key}
     else:
-        scaling = {key: back.pop(f"perceptual_model.scaling_layer.{key}") for key in ("shift", "scale")}
+        scaling = {
+            key: back.pop(f"perceptual_model.scaling_layer.{key}") for key in ("shift", "scale")
+        }
         assert scaling["scale"].ravel().tolist() == pytest.approx([0.458, 0.448, 0.450])
     assert_same_arrays(back, weights)
     found_args = found["hyper_parameters"]["args"]
-    assert [found_args[key] for key in ("downsample", "norm_type", "lr", "sequence_length", "sample_every_n_frames")] == [
-        args[key] for key in ("downsample", "norm_type", "lr", "sequence_length", "sample_every_n_frames")]
+    assert [
+        found_args[key]
+        for key in ("downsample", "norm_type", "lr", "sequence_length", "sample_every_n_frames")
+    ] == [
+        args[key]
+        for key in ("downsample", "norm_type", "lr", "sequence_length", "sample_every_n_frames")
+    ]
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"tokenizer__patch": (4, 4, 4)}, "official tokenizers fold no patches"),
-    ({}, "neither a tokenizer nor a transformer"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"tokenizer__patch": (4, 4, 4)}, "official tokenizers fold no patches"),
+        ({}, "neither a tokenizer nor a transformer"),
+    ],
+)
 def test_what_has_no_official_counterpart_is_refused(tmp_path, changes, words):
     if changes:
         meta = {"stage": "tokenizer", "config": to_dict(from_config_dict(tiny_config(**changes)))}
-        with checkpoints.Checkpointer(tmp_path / "tokenizer" / "checkpoints", meta, keep_every=1) as checkpointer:
+        with checkpoints.Checkpointer(
+            tmp_path / "tokenizer" / "checkpoints", meta, keep_every=1
+        ) as checkpointer:
             checkpointer.save(0, {"params": np.zeros(1, np.float32)}, {}, metric=None)
     with pytest.raises(UserError, match=words):
         convert_back(tmp_path, tmp_path / "back.ckpt")

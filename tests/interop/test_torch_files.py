@@ -1,4 +1,6 @@
-"""Checkpoint files are read as data: real layouts, hostile pickles of every protocol, damaged files; and written."""
+"""Checkpoint files are read as data: real layouts, hostile pickles of every protocol, damaged
+files; and written.
+"""
 
 import argparse
 import collections
@@ -18,7 +20,12 @@ import pytest
 
 from mebt_jax.errors import UserError
 from mebt_jax.interop import inert_pickle
-from mebt_jax.interop.torch_files import LEGACY_MAGIC, LEGACY_VERSION, read_torch_file, write_torch_file
+from mebt_jax.interop.torch_files import (
+    LEGACY_MAGIC,
+    LEGACY_VERSION,
+    read_torch_file,
+    write_torch_file,
+)
 
 
 class Stored:
@@ -29,8 +36,10 @@ class Stored:
 
     def __reduce__(self):
         strides = tuple(stride // self.array.itemsize for stride in self.array.strides)
-        return (sys.modules["torch._utils"]._rebuild_tensor_v2,
-                (Block(self.array), 0, self.array.shape, strides, False, collections.OrderedDict()))
+        return (
+            sys.modules["torch._utils"]._rebuild_tensor_v2,
+            (Block(self.array), 0, self.array.shape, strides, False, collections.OrderedDict()),
+        )
 
 
 class Block:
@@ -40,7 +49,9 @@ class Block:
 
 @pytest.fixture
 def torch_pickle(monkeypatch):
-    """Function from a value and a protocol to (its pickle, its storages): an empty stand-in for PyTorch lends the names."""
+    """Function from a value and a protocol to (its pickle, its storages): an empty stand-in for
+    PyTorch lends the names.
+    """
     torch, torch_utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
     torch._utils = torch_utils
     monkeypatch.setitem(sys.modules, "torch", torch)
@@ -69,8 +80,13 @@ def torch_pickle(monkeypatch):
     return pickled
 
 
-KINDS = {np.float32: "FloatStorage", np.float16: "HalfStorage", ml_dtypes.bfloat16: "BFloat16Storage",
-         np.int64: "LongStorage", np.bool_: "BoolStorage"}
+KINDS = {
+    np.float32: "FloatStorage",
+    np.float16: "HalfStorage",
+    ml_dtypes.bfloat16: "BFloat16Storage",
+    np.int64: "LongStorage",
+    np.bool_: "BoolStorage",
+}
 
 
 def write_zip(path, data, arrays=(), compression=zipfile.ZIP_STORED):
@@ -82,15 +98,29 @@ def write_zip(path, data, arrays=(), compression=zipfile.ZIP_STORED):
 
 
 def write_legacy(path, data, arrays=()):
-    head = [LEGACY_MAGIC, LEGACY_VERSION, {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}}]
-    pieces = [pickle.dumps(part, 2) for part in head] + [data, pickle.dumps([str(key) for key in range(len(arrays))], 2)]
-    path.write_bytes(b"".join(pieces) + b"".join(struct.pack("<q", array.size) + array.tobytes("A") for array in arrays))
+    head = [
+        LEGACY_MAGIC,
+        LEGACY_VERSION,
+        {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}},
+    ]
+    pieces = [pickle.dumps(part, 2) for part in head] + [
+        data,
+        pickle.dumps([str(key) for key in range(len(arrays))], 2),
+    ]
+    path.write_bytes(
+        b"".join(pieces)
+        + b"".join(struct.pack("<q", array.size) + array.tobytes("A") for array in arrays)
+    )
 
 
 ARRAYS = {
-    "weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "half": np.array([1.5, -2], np.float16),
-    "short": np.array([[1, 2.5]], ml_dtypes.bfloat16), "steps": np.array(7, np.int64), "mask": np.array([True, False]),
-    "transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T, "empty": np.zeros((0, 3), np.float32),
+    "weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+    "half": np.array([1.5, -2], np.float16),
+    "short": np.array([[1, 2.5]], ml_dtypes.bfloat16),
+    "steps": np.array(7, np.int64),
+    "mask": np.array([True, False]),
+    "transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+    "empty": np.zeros((0, 3), np.float32),
 }
 
 
@@ -98,9 +128,16 @@ ARRAYS = {
 @pytest.mark.parametrize("protocol", [1, 2, 4])
 def test_both_formats_give_the_arrays_and_plain_data(tmp_path, torch_pickle, write, protocol):
     values = {
-        "state_dict": collections.OrderedDict((name, Stored(array)) for name, array in ARRAYS.items()),
-        "hyper_parameters": {"args": argparse.Namespace(lr=3e-4, downsample=[4, 8, 8]), "rate": np.float64(0.5)},
-        "counts": np.arange(3), "epoch": 3, "by_step": collections.defaultdict(list, {1: (None, True)}),
+        "state_dict": collections.OrderedDict(
+            (name, Stored(array)) for name, array in ARRAYS.items()
+        ),
+        "hyper_parameters": {
+            "args": argparse.Namespace(lr=3e-4, downsample=[4, 8, 8]),
+            "rate": np.float64(0.5),
+        },
+        "counts": np.arange(3),
+        "epoch": 3,
+        "by_step": collections.defaultdict(list, {1: (None, True)}),
     }
     data, stored = torch_pickle(values, protocol)
     write(tmp_path / "file.ckpt", data, stored)
@@ -126,32 +163,54 @@ class Hostile:
 
 @pytest.mark.parametrize("write", [write_zip, write_legacy])
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
-@pytest.mark.parametrize("function, argument, named", [
-    (os.system, "touch {}", "posix.system"), (eval, "open('{}', 'w')", "builtins.eval"), (getattr, "x", "builtins.getattr"),
-    (__import__, "os", "builtins.__import__"),
-])
+@pytest.mark.parametrize(
+    "function, argument, named",
+    [
+        (os.system, "touch {}", "posix.system"),
+        (eval, "open('{}', 'w')", "builtins.eval"),
+        (getattr, "x", "builtins.getattr"),
+        (__import__, "os", "builtins.__import__"),
+    ],
+)
 def test_code_in_a_file_is_named_and_not_run(tmp_path, write, protocol, function, argument, named):
     trap = tmp_path / "sprung"
     data = pickle.dumps({"state_dict": {}, "x": Hostile(function, argument.format(trap))}, protocol)
     write(tmp_path / "hostile.ckpt", data)
     with pytest.raises(UserError) as error:
         read_torch_file(tmp_path / "hostile.ckpt")
-    assert f"asks for {named.replace('builtins', '__builtin__') if protocol < 3 else named}" in str(error.value)
+    assert f"asks for {named.replace('builtins', '__builtin__') if protocol < 3 else named}" in str(
+        error.value
+    )
     assert not trap.exists()
 
 
-@pytest.mark.parametrize("opcodes, words", [
-    (b"(S'touch x'\nios\nsystem\n.", "asks for os.system"),  # INST, protocol 0
-    (b"\x80\x04\x8c\x05torch\x8c\x0enn.Module.load\x93.", "asks for torch.nn.Module.load"),  # a dotted attribute
-    (b"\x80\x02\x82\x01.", "damaged"),  # the extension registry
-    (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}U\x0c__defaults__K\x01s\x86b.", "damaged"),  # a change to our functions
-    (b"\x80\x02carr\n", "damaged"),
-    (b"\x80\x02N" + b"\x85" * 200_000 + b".", "more than 100000 tuples"),
-    (b"\x80\x02]q\x00h\x00a.", "more than 100 levels"),  # a list that contains itself
-    (b"\x80\x02]q\x00" + b"".join(b"](h%ch%ceq%c" % (n, n, n + 1) for n in range(40)) + b".", "10000 values"),  # 2^40 lists
-    (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00"
-     b"\x00\x00cpuK\x04tQK\x00K\x09\x85K\x01\x85\x89}tR.", "damaged"),
-])
+@pytest.mark.parametrize(
+    "opcodes, words",
+    [
+        (b"(S'touch x'\nios\nsystem\n.", "asks for os.system"),  # INST, protocol 0
+        (
+            b"\x80\x04\x8c\x05torch\x8c\x0enn.Module.load\x93.",
+            "asks for torch.nn.Module.load",
+        ),  # a dotted attribute
+        (b"\x80\x02\x82\x01.", "damaged"),  # the extension registry
+        (
+            b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}U\x0c__defaults__K\x01s\x86b.",
+            "damaged",
+        ),  # a change to our functions
+        (b"\x80\x02carr\n", "damaged"),
+        (b"\x80\x02N" + b"\x85" * 200_000 + b".", "more than 100000 tuples"),
+        (b"\x80\x02]q\x00h\x00a.", "more than 100 levels"),  # a list that contains itself
+        (
+            b"\x80\x02]q\x00" + b"".join(b"](h%ch%ceq%c" % (n, n, n + 1) for n in range(40)) + b".",
+            "10000 values",
+        ),  # 2^40 lists
+        (
+            b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00"
+            b"\x00\x00cpuK\x04tQK\x00K\x09\x85K\x01\x85\x89}tR.",
+            "damaged",
+        ),
+    ],
+)
 def test_hostile_opcodes_end_in_one_sentence(tmp_path, opcodes, words, monkeypatch):
     monkeypatch.setattr(inert_pickle, "MAX_VALUES", 10_000)
     write_zip(tmp_path / "hostile.ckpt", opcodes)
@@ -161,11 +220,22 @@ def test_hostile_opcodes_end_in_one_sentence(tmp_path, opcodes, words, monkeypat
     assert inert_pickle.ALLOWED["torch._utils._rebuild_tensor_v2"]._function.__defaults__ is None
 
 
-@pytest.mark.parametrize("offset, shape, strides, fits", [
-    (0, (4,), (1,), True), (1, (1, 3), (3, 1), True), (0, (9,), (1,), False), (4, (1,), (1,), False), (-1, (2,), (1,), False),
-    (2, (2,), (-1,), False), (0, (2, 2), (1,), False), (0, (10**6, 10**6), (0, 0), False),
-])
-def test_tensors_that_reach_beyond_their_storage_are_refused(tmp_path, offset, shape, strides, fits):
+@pytest.mark.parametrize(
+    "offset, shape, strides, fits",
+    [
+        (0, (4,), (1,), True),
+        (1, (1, 3), (3, 1), True),
+        (0, (9,), (1,), False),
+        (4, (1,), (1,), False),
+        (-1, (2,), (1,), False),
+        (2, (2,), (-1,), False),
+        (0, (2, 2), (1,), False),
+        (0, (10**6, 10**6), (0, 0), False),
+    ],
+)
+def test_tensors_that_reach_beyond_their_storage_are_refused(
+    tmp_path, offset, shape, strides, fits
+):
     def number(value):
         return b"J" + struct.pack("<i", value)
 
@@ -173,8 +243,17 @@ def test_tensors_that_reach_beyond_their_storage_are_refused(tmp_path, offset, s
         return b"(" + b"".join(map(number, values)) + b"t"
 
     storage = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x04tQ"
-    rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + numbers(shape) + numbers(strides) + b"\x89}tR"
-    write_zip(tmp_path / "file.ckpt", b"\x80\x02" + rebuilt + b".", [np.arange(4, dtype=np.float32)])
+    rebuilt = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + number(offset)
+        + numbers(shape)
+        + numbers(strides)
+        + b"\x89}tR"
+    )
+    write_zip(
+        tmp_path / "file.ckpt", b"\x80\x02" + rebuilt + b".", [np.arange(4, dtype=np.float32)]
+    )
     if fits:
         assert read_torch_file(tmp_path / "file.ckpt").ravel().tolist() == list(range(offset, 4))
     else:
@@ -185,7 +264,12 @@ def test_tensors_that_reach_beyond_their_storage_are_refused(tmp_path, offset, s
 @pytest.mark.parametrize("write", [write_zip, write_legacy])
 def test_damaged_files_end_in_one_sentence(tmp_path, torch_pickle, write):
     """Cut at every length, and with bytes changed at random: never another exception than ours."""
-    data, stored = torch_pickle({"state_dict": {"w": Stored(np.arange(5, dtype=np.float32))}, "args": argparse.Namespace(n=1)})
+    data, stored = torch_pickle(
+        {
+            "state_dict": {"w": Stored(np.arange(5, dtype=np.float32))},
+            "args": argparse.Namespace(n=1),
+        }
+    )
     path = tmp_path / "whole.ckpt"
     write(path, data, stored)
     whole = path.read_bytes()
@@ -221,12 +305,26 @@ def test_other_files_are_told_apart(tmp_path):
 
 
 def test_what_is_written_is_read_again_bit_for_bit(tmp_path):
-    arrays = {name: np.ascontiguousarray(array) for name, array in ARRAYS.items()} | {"steps": ARRAYS["steps"]}
-    data = {"state_dict": arrays, "hyper_parameters": {"downsample": [4, 8, 8], "lr": 3e-4, "n": -300, "text": "é", "no": None},
-            "on": True}
+    arrays = {name: np.ascontiguousarray(array) for name, array in ARRAYS.items()} | {
+        "steps": ARRAYS["steps"]
+    }
+    data = {
+        "state_dict": arrays,
+        "hyper_parameters": {
+            "downsample": [4, 8, 8],
+            "lr": 3e-4,
+            "n": -300,
+            "text": "é",
+            "no": None,
+        },
+        "on": True,
+    }
     write_torch_file(tmp_path / "out" / "back.pt", data)
     found = read_torch_file(tmp_path / "out" / "back.pt")
     for name, array in arrays.items():
-        assert found["state_dict"][name].dtype == array.dtype and found["state_dict"][name].shape == array.shape
+        assert (
+            found["state_dict"][name].dtype == array.dtype
+            and found["state_dict"][name].shape == array.shape
+        )
         assert found["state_dict"][name].tobytes() == array.tobytes()
     assert found["hyper_parameters"] == data["hyper_parameters"] and found["on"] is True

@@ -4,26 +4,49 @@ import jax.numpy as jnp
 import numpy as np
 
 from mebt_jax.config import MeshConfig
-from mebt_jax.metrics.extraction import Extractor, batches, cached, extract, mirrored, windowed, windows
+from mebt_jax.metrics.networks.extraction import (
+    Extractor,
+    batches,
+    cached,
+    extract,
+    mirrored,
+    windowed,
+    windows,
+)
 from mebt_jax.runtime.mesh import make_mesh
 
 CLIPS = np.random.default_rng(0).integers(0, 256, (11, 6, 4, 4, 3), dtype=np.uint8)
-MEANS = Extractor("mean colour", lambda weights, video: weights * video.astype(jnp.float32).mean(axis=(1, 2, 3)), np.float32(2))
+MEANS = Extractor(
+    "mean colour",
+    lambda weights, video: weights * video.astype(jnp.float32).mean(axis=(1, 2, 3)),
+    np.float32(2),
+)
 
 
 def test_every_clip_once_in_order_for_any_batch_and_mesh():
     expected = 2 * CLIPS.astype(np.float32).mean(axis=(1, 2, 3))
     for devices, size in ((1, 3), (8, 8), (1, 16)):
-        (found,) = extract([MEANS], iter(CLIPS), size, make_mesh(MeshConfig(data=devices, fsdp=1, sequence=1, tensor=1)))
+        (found,) = extract(
+            [MEANS],
+            iter(CLIPS),
+            size,
+            make_mesh(MeshConfig(data=devices, fsdp=1, sequence=1, tensor=1)),
+        )
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert [count for _, count in batches(iter(CLIPS), 4)] == [4, 4, 3]
 
 
 def test_windows_are_those_of_the_paper_and_their_features_those_of_the_cut_clips():
-    assert windows(128, 16, 8) == list(range(0, 113, 8)) and windows(16, 16, 8) == [0] and windows(8, 16, 8) == []
+    assert (
+        windows(128, 16, 8) == list(range(0, 113, 8))
+        and windows(16, 16, 8) == [0]
+        and windows(8, 16, 8) == []
+    )
     found = windowed(MEANS, 6, size=2, every=2).function(jnp.float32(2), jnp.asarray(CLIPS))
     assert found.shape == (11, 3, 3)
-    np.testing.assert_allclose(found[:, 1], MEANS.function(jnp.float32(2), jnp.asarray(CLIPS[:, 2:4])), rtol=1e-6)
+    np.testing.assert_allclose(
+        found[:, 1], MEANS.function(jnp.float32(2), jnp.asarray(CLIPS[:, 2:4])), rtol=1e-6
+    )
 
 
 def test_features_are_computed_once_per_content(tmp_path):

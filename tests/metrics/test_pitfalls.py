@@ -1,6 +1,8 @@
-"""What silently moves published numbers: each of these must either change the number here, or not be possible.
+"""What silently moves published numbers: each of these must either change the number here, or not
+be possible.
 
-docs/evaluation.md lists them all, with the test that holds each; those that are not here are beside what they concern.
+docs/evaluation.md lists them all, with the test that holds each; those that are not here are beside
+what they concern.
 """
 
 import jax
@@ -10,13 +12,13 @@ import pytest
 from flax import nnx
 
 from mebt_jax.data import clips, video_files
-from mebt_jax.data.moving_shapes import MovingShapes
+from mebt_jax.data.worlds.moving_shapes import MovingShapes
 from mebt_jax.metrics import protocols
-from mebt_jax.metrics.c3d import C3D, c3d_logits
-from mebt_jax.metrics.frechet import frechet_distance
-from mebt_jax.metrics.i3d import I3D, i3d_logits
-from mebt_jax.metrics.random_features import random_features
-from mebt_jax.metrics.resize import resize
+from mebt_jax.metrics.distances.frechet import frechet_distance
+from mebt_jax.metrics.networks.c3d import C3D, c3d_logits
+from mebt_jax.metrics.networks.i3d import I3D, i3d_logits
+from mebt_jax.metrics.networks.random_features import random_features
+from mebt_jax.metrics.networks.resize import resize
 from mebt_jax.runtime import pictures
 
 VIDEO = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 16, 3), dtype=np.uint8)
@@ -36,15 +38,28 @@ def equations(jaxpr):
 def programs():
     video = jax.ShapeDtypeStruct((1, 16, 32, 32, 3), jnp.uint8)
     yield "random", jax.make_jaxpr(random_features)(video)
-    for name, make, run in (("i3d", lambda: I3D(rngs=nnx.Rngs(0)), i3d_logits),
-                            ("c3d", lambda: C3D(width=4, hidden=8, rngs=nnx.Rngs(0)), c3d_logits)):
+    for name, make, run in (
+        ("i3d", lambda: I3D(rngs=nnx.Rngs(0)), i3d_logits),
+        ("c3d", lambda: C3D(width=4, hidden=8, rngs=nnx.Rngs(0)), c3d_logits),
+    ):
         graphdef, state = nnx.split(nnx.eval_shape(make))
-        yield name, jax.make_jaxpr(lambda state, video, g=graphdef, r=run: r(nnx.merge(g, state), video))(state, video)
+        yield (
+            name,
+            jax.make_jaxpr(lambda state, video, g=graphdef, r=run: r(nnx.merge(g, state), video))(
+                state, video
+            ),
+        )
 
 
-@pytest.mark.parametrize("name, program", programs(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "name, program", programs(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_no_product_is_left_to_tf32_or_bfloat16(name, program):
-    products = [e for e in equations(program.jaxpr) if e.primitive.name in ("dot_general", "conv_general_dilated")]
+    products = [
+        e
+        for e in equations(program.jaxpr)
+        if e.primitive.name in ("dot_general", "conv_general_dilated")
+    ]
     assert len(products) >= 3
     for equation in products:
         precision = equation.params["precision"]
@@ -56,17 +71,26 @@ def test_no_product_is_left_to_tf32_or_bfloat16(name, program):
 def test_the_classes_are_those_of_kinetics_400_and_logits_not_probabilities():
     graphdef, state = nnx.split(nnx.eval_shape(lambda: I3D(rngs=nnx.Rngs(0))))
     video = jax.ShapeDtypeStruct((2, 9, 32, 32, 3), jnp.uint8)
-    program = jax.make_jaxpr(lambda state, video: i3d_logits(nnx.merge(graphdef, state), video))(state, video)
+    program = jax.make_jaxpr(lambda state, video: i3d_logits(nnx.merge(graphdef, state), video))(
+        state, video
+    )
     assert program.out_avals[0].shape == (2, 400)
-    assert "exp" not in {equation.primitive.name for equation in equations(program.jaxpr)}  # no softmax
+    assert "exp" not in {
+        equation.primitive.name for equation in equations(program.jaxpr)
+    }  # no softmax
 
 
 def test_resizes_differ_and_none_antialiases():
     line = jnp.zeros((64, 64, 1)).at[::2].set(1.0)  # stripes that antialiasing would make grey
     half, corner = (resize(line, (16, 16), rule) for rule in ("half_pixel", "corner"))
-    assert float(half.std()) < 1e-6 and np.allclose(half, 0.5)  # between a light and a dark line, at every fourth
+    assert float(half.std()) < 1e-6 and np.allclose(
+        half, 0.5
+    )  # between a light and a dark line, at every fourth
     assert np.allclose(corner, 1.0)  # on a light line, at every fourth
-    enlarged = [resize(jnp.asarray(VIDEO[0]), (24, 24), rule) for rule in ("half_pixel", "corner", "aligned")]
+    enlarged = [
+        resize(jnp.asarray(VIDEO[0]), (24, 24), rule)
+        for rule in ("half_pixel", "corner", "aligned")
+    ]
     assert min(np.abs(enlarged[i] - enlarged[j]).mean() for i in range(3) for j in range(i)) > 1
 
 
@@ -78,12 +102,18 @@ def test_order_of_colours_range_and_stride_change_the_features():
 
 
 def test_floats_of_any_range_are_refused():
-    for network, video in ((random_features, VIDEO[:2] / np.float32(255)), (random_features, VIDEO[:, 0])):
+    for network, video in (
+        (random_features, VIDEO[:2] / np.float32(255)),
+        (random_features, VIDEO[:, 0]),
+    ):
         with pytest.raises(ValueError, match="features are of uint8 clips"):
             network(jnp.asarray(video))
     graphdef, state = nnx.split(nnx.eval_shape(lambda: I3D(rngs=nnx.Rngs(0))))
     with pytest.raises(ValueError, match="not of float32"):
-        jax.eval_shape(lambda state: i3d_logits(nnx.merge(graphdef, state), jnp.zeros((1, 16, 16, 16, 3))), state)
+        jax.eval_shape(
+            lambda state: i3d_logits(nnx.merge(graphdef, state), jnp.zeros((1, 16, 16, 16, 3))),
+            state,
+        )
 
 
 def test_the_codec_of_one_side_is_a_distance(tmp_path):
@@ -91,8 +121,18 @@ def test_the_codec_of_one_side_is_a_distance(tmp_path):
     clips_there = np.stack([shapes[i]["video"] for i in range(8)])
     for i, clip in enumerate(clips_there):
         pictures.write_mp4(tmp_path / f"{i}.mp4", clip, 8)
-    as_mp4 = np.stack([np.stack(list(video_files.read_frames(video, 32))) for video in video_files.find_videos(tmp_path)])
-    as_jpeg = np.stack([clips.decode_images([clips.encode_image(frame, 75) for frame in clip]) for clip in clips_there])
+    as_mp4 = np.stack(
+        [
+            np.stack(list(video_files.read_frames(video, 32)))
+            for video in video_files.find_videos(tmp_path)
+        ]
+    )
+    as_jpeg = np.stack(
+        [
+            clips.decode_images([clips.encode_image(frame, 75) for frame in clip])
+            for clip in clips_there
+        ]
+    )
     network = jax.jit(random_features)
     features = np.asarray(network(clips_there))
     assert frechet_distance(features, features) < 1e-6
@@ -108,7 +148,9 @@ def test_bytes_are_rounded_so_that_a_round_trip_is_exact():
 
 def test_constant_features_are_no_matrix_root_of_nan():
     rng = np.random.default_rng(0)
-    x = np.concatenate([rng.standard_normal((600, 3)), np.ones((600, 300))], axis=1).astype(np.float32)
+    x = np.concatenate([rng.standard_normal((600, 3)), np.ones((600, 300))], axis=1).astype(
+        np.float32
+    )
     assert frechet_distance(x[:300], x[300:]) < 0.1
     assert np.isfinite(frechet_distance(x, np.zeros_like(x)))
 
@@ -118,4 +160,6 @@ def test_protocols_that_differ_in_anything_that_moves_the_number_say_so():
         assert one.network in ("i3d", "random") and one.resize in ("half_pixel", "corner")
         assert one.reals in ("train", "validation", "data")
     assert protocols.PROTOCOLS["styleganv"].mirrored and not protocols.PROTOCOLS["tats"].mirrored
-    assert not protocols.PROTOCOLS["styleganv"].unbiased and protocols.PROTOCOLS["mebt-paper"].unbiased
+    assert (
+        not protocols.PROTOCOLS["styleganv"].unbiased and protocols.PROTOCOLS["mebt-paper"].unbiased
+    )

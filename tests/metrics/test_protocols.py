@@ -10,8 +10,13 @@ FORM = ClipForm(16, 128, 1)
 
 
 def test_the_paper_draws_its_reals_and_its_numbers_by_data_set_and_length():
-    sky, ucf = protocols.for_data("mebt-paper", "validation", 16), protocols.for_data("mebt-paper", "train", 128)
-    assert protocols.for_data("tats", "validation", 16).reals == "train"  # TATS takes the training split of every set
+    sky, ucf = (
+        protocols.for_data("mebt-paper", "validation", 16),
+        protocols.for_data("mebt-paper", "train", 128),
+    )
+    assert (
+        protocols.for_data("tats", "validation", 16).reals == "train"
+    )  # TATS takes the training split of every set
     assert (sky.clips, sky.repeats, sky.reals) == (2048, 10, "validation")
     assert (ucf.clips, ucf.repeats, ucf.reals) == (512, 5, "train")
     assert sky.epsilon == 1e-5 and sky.resize == "half_pixel" and sky.unbiased
@@ -21,10 +26,20 @@ def test_every_choice_that_moves_the_number_shows_in_the_string():
     texts = {protocol.describe(2048, FORM, 1, "training") for protocol in PROTOCOLS.values()}
     assert len(texts) == len(PROTOCOLS)
     text = PROTOCOLS["styleganv"].describe(2048, FORM, 1, "training")
-    for choice in ("styleganv", "FVD", "eps 0.001", "half_pixel", "covariance over N,", "16 frames of 128x128,", "N=2048",
-                   "reals: training, half"):
+    for choice in (
+        "styleganv",
+        "FVD",
+        "eps 0.001",
+        "half_pixel",
+        "covariance over N,",
+        "16 frames of 128x128,",
+        "N=2048",
+        "reals: training, half",
+    ):
         assert choice in text
-    assert "16 frames of 64x64, one of every 4," in PROTOCOLS["tats"].describe(2048, ClipForm(16, 64, 4), 1, "training")
+    assert "16 frames of 64x64, one of every 4," in PROTOCOLS["tats"].describe(
+        2048, ClipForm(16, 64, 4), 1, "training"
+    )
     assert "not FVD" in PROTOCOLS[protocols.WEIGHT_FREE].describe(64, FORM, 1, "")
     assert not PROTOCOLS[protocols.WEIGHT_FREE].needs_weights and PROTOCOLS["tats"].needs_weights
 

@@ -3,17 +3,24 @@
 import numpy as np
 import pytest
 
-from mebt_jax.metrics.resize import RULES, resize
+from mebt_jax.metrics.networks.resize import RULES, resize
 
 
-@pytest.mark.parametrize("rule, expected", [
-    ("half_pixel", [0, 2.5, 7.5, 10]), ("corner", [0, 5, 10, 10]), ("aligned", [0, 10 / 3, 20 / 3, 10]),
-])
+@pytest.mark.parametrize(
+    "rule, expected",
+    [
+        ("half_pixel", [0, 2.5, 7.5, 10]),
+        ("corner", [0, 5, 10, 10]),
+        ("aligned", [0, 10 / 3, 20 / 3, 10]),
+    ],
+)
 def test_two_pixels_become_four(rule, expected):
     row = np.array([0, 10], np.uint8)
     wide = resize(row.reshape(1, 1, 2, 1), (1, 4), rule)
     np.testing.assert_allclose(wide.reshape(-1), expected, rtol=1e-6)
-    np.testing.assert_allclose(resize(row.reshape(1, 2, 1, 1), (4, 1), rule).reshape(-1), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        resize(row.reshape(1, 2, 1, 1), (4, 1), rule).reshape(-1), expected, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("rule", RULES)

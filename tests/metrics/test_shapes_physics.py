@@ -1,13 +1,21 @@
-"""Physics of moving shapes: real clips keep every law, each way of breaking one lowers its score, little harm costs little."""
+"""Physics of moving shapes: real clips keep every law, each way of breaking one lowers its score,
+little harm costs little.
+"""
 
 import cv2
 import numpy as np
 import pytest
 
-from mebt_jax.data.moving_shapes import MovingShapes
 from mebt_jax.data.sources import VALIDATION_OFFSET
-from mebt_jax.metrics import shapes_detection
-from mebt_jax.metrics.shapes_physics import DEFINITIONS, LAWS, physics, track, tracked_colours
+from mebt_jax.data.worlds.moving_shapes import MovingShapes
+from mebt_jax.metrics.worlds import shapes_detection
+from mebt_jax.metrics.worlds.shapes_physics import (
+    DEFINITIONS,
+    LAWS,
+    physics,
+    track,
+    tracked_colours,
+)
 
 CLIPS, FRAMES = 16, 16
 SOURCE = MovingShapes(CLIPS, FRAMES, resolution=32, seed=0, offset=VALIDATION_OFFSET)
@@ -15,7 +23,11 @@ REAL = np.stack([SOURCE[i]["video"] for i in range(CLIPS)])  # [n, F, H, W, 3]
 
 
 def means(videos: np.ndarray) -> dict[str, float]:
-    return {name: float(np.nanmean(values)) for name, values in physics(videos).items() if np.isfinite(values).any()}
+    return {
+        name: float(np.nanmean(values))
+        for name, values in physics(videos).items()
+        if np.isfinite(values).any()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +38,14 @@ def real():
 def recoloured(video: np.ndarray) -> np.ndarray:
     """The shapes change colour in the middle of the clip."""
     video = video.copy()
-    for frame in video[FRAMES // 2:]:
-        distance = np.linalg.norm(frame[..., None, :] - shapes_detection.PALETTE, axis=-1)  # [H, W, colours]
+    for frame in video[FRAMES // 2 :]:
+        distance = np.linalg.norm(
+            frame[..., None, :] - shapes_detection.PALETTE, axis=-1
+        )  # [H, W, colours]
         shape = distance.min(axis=-1) < 60
-        frame[shape] = shapes_detection.PALETTE[(distance.argmin(axis=-1)[shape] + 1) % len(shapes_detection.PALETTE)]
+        frame[shape] = shapes_detection.PALETTE[
+            (distance.argmin(axis=-1)[shape] + 1) % len(shapes_detection.PALETTE)
+        ]
     return video
 
 
@@ -39,9 +55,15 @@ def blurred(video: np.ndarray, sigma: float) -> np.ndarray:
 
 def test_real_clips_keep_every_law(real):
     scores = physics(REAL)
-    assert set(scores) == set(DEFINITIONS) and all(len(values) == CLIPS for values in scores.values())
+    assert set(scores) == set(DEFINITIONS) and all(
+        len(values) == CLIPS for values in scores.values()
+    )
     assert real["score"] > 0.98 and scores["score"].min() > 0.95
-    assert min(real[law] for law in LAWS) > 0.97 and real["occlusion"] > 0.95 and real["bounce_error"] < 0.01
+    assert (
+        min(real[law] for law in LAWS) > 0.97
+        and real["occlusion"] > 0.95
+        and real["bounce_error"] < 0.01
+    )
     assert np.isfinite(scores["occlusion"]).any() and np.isfinite(scores["bounce_error"]).any()
 
 
@@ -53,11 +75,19 @@ def test_larger_frames_and_longer_clips_of_the_world_too():
 def test_found_shapes_are_those_of_the_scene():
     for i in range(6):
         seen, scene = shapes_detection.detect(REAL[i]), SOURCE.describe(i)
-        shown = [shape for shape, visible in zip(scene.shapes, scene.visible) if visible.max() > 0.5]
+        shown = [
+            shape for shape, visible in zip(scene.shapes, scene.visible) if visible.max() > 0.5
+        ]
         tracks = [track(seen, colour) for colour in tracked_colours(seen)]
-        assert {shapes_detection.COLOUR_NAMES[one.colour] for one in tracks} == {shape.colour for shape in shown}
+        assert {shapes_detection.COLOUR_NAMES[one.colour] for one in tracks} == {
+            shape.colour for shape in shown
+        }
         for one in tracks:
-            (shape,) = [shape for shape in shown if shape.colour == shapes_detection.COLOUR_NAMES[one.colour]]
+            (shape,) = [
+                shape
+                for shape in shown
+                if shape.colour == shapes_detection.COLOUR_NAMES[one.colour]
+            ]
             assert one.kind == shape.kind
             assert np.median(np.linalg.norm(one.path - shape.centres, axis=1)) < 0.5
         np.testing.assert_array_equal(np.flatnonzero(seen.bar), np.arange(*scene.bar))
@@ -66,12 +96,22 @@ def test_found_shapes_are_those_of_the_scene():
 def test_shuffled_frames_break_motion_and_drift(real):
     rng = np.random.default_rng(0)
     scores = means([video[rng.permutation(FRAMES)] for video in REAL])
-    assert scores["score"] < 0.75 and scores["motion"] < 0.6 and scores["background"] < 0.85 and scores["form"] < 0.6
+    assert (
+        scores["score"] < 0.75
+        and scores["motion"] < 0.6
+        and scores["background"] < 0.85
+        and scores["form"] < 0.6
+    )
 
 
 def test_a_change_of_colour_breaks_identity_and_number(real):
     scores = means([recoloured(video) for video in REAL])
-    assert scores["score"] < 0.85 and scores["identity"] < 0.85 and scores["occlusion"] < 0.8 and scores["shapes"] < 0.75
+    assert (
+        scores["score"] < 0.85
+        and scores["identity"] < 0.85
+        and scores["occlusion"] < 0.8
+        and scores["shapes"] < 0.75
+    )
     assert scores["background"] > 0.95
 
 
@@ -84,7 +124,7 @@ def test_blur_breaks_form_little_by_little(real):
 
 def test_standing_still_and_jumping_to_another_clip_are_no_motion():
     assert means(np.repeat(REAL[:, :1], FRAMES, axis=1))["motion"] < 0.3
-    joined = means(np.concatenate([REAL[:-1, :FRAMES // 2], REAL[1:, FRAMES // 2:]], axis=1))
+    joined = means(np.concatenate([REAL[:-1, : FRAMES // 2], REAL[1:, FRAMES // 2 :]], axis=1))
     assert joined["score"] < 0.85 and joined["shapes"] < 0.8
 
 
@@ -103,7 +143,9 @@ def test_fragments_get_less_the_fewer_there_are():
 
 
 def test_clips_without_shapes_count_as_far_as_the_world_has_them():
-    background = np.broadcast_to(np.median(REAL, axis=(2, 3), keepdims=True), REAL.shape).astype(np.uint8)
+    background = np.broadcast_to(np.median(REAL, axis=(2, 3), keepdims=True), REAL.shape).astype(
+        np.uint8
+    )
     barred = np.where((REAL == 128).all(axis=(1, 2, 4), keepdims=True), np.uint8(128), background)
     expected = shapes_detection.hidden_share(FRAMES, 0.3) * CLIPS + 1
     scores = physics(barred)
@@ -112,8 +154,11 @@ def test_clips_without_shapes_count_as_far_as_the_world_has_them():
 
 
 def test_clips_of_anything_else_get_scores_between_0_and_1():
-    videos = [np.zeros((4, 32, 32, 3), np.uint8), np.full((1, 32, 32, 3), 128, np.uint8),
-              np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), dtype=np.uint8)]
+    videos = [
+        np.zeros((4, 32, 32, 3), np.uint8),
+        np.full((1, 32, 32, 3), 128, np.uint8),
+        np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), dtype=np.uint8),
+    ]
     scores = physics(videos)
     for law in (*LAWS, "score"):
         assert (scores[law] >= 0).all() and (scores[law] <= 1).all(), law

@@ -11,7 +11,8 @@ import pytest
 
 from mebt_jax.config import MeshConfig
 from mebt_jax.errors import UserError
-from mebt_jax.runtime import checkpoints, mesh as mesh_lib, train_state
+from mebt_jax.runtime import checkpoints, train_state
+from mebt_jax.runtime import mesh as mesh_lib
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,14 +20,19 @@ ROOT = Path(__file__).parents[2]
 def state_on(mesh_config, value=1.0):
     mesh = mesh_lib.make_mesh(mesh_config)
     return train_state.create_sharded(
-        lambda: {"ema": {"kernel": value * jnp.arange(512.0).reshape(64, 8)}, "step": jnp.int32(3)}, mesh, 64)[0]
+        lambda: {"ema": {"kernel": value * jnp.arange(512.0).reshape(64, 8)}, "step": jnp.int32(3)},
+        mesh,
+        64,
+    )[0]
 
 
 def test_what_was_saved_comes_back_on_another_mesh(tmp_path):
     state = state_on(MeshConfig(2, 4, 1, 1))
     with checkpoints.Checkpointer(tmp_path, {"stage": "x"}, keep_every=10) as checkpointer:
         assert checkpointer.latest_step() is None
-        checkpointer.save(3, state, {"batches": {"next_clip": 24}, "unlogged": [{"loss": 0.1}]}, metric=None)
+        checkpointer.save(
+            3, state, {"batches": {"next_clip": 24}, "unlogged": [{"loss": 0.1}]}, metric=None
+        )
     target = state_on(MeshConfig(1, 8, 1, 1), value=0.0)
     with checkpoints.Checkpointer(tmp_path, {}, keep_every=10) as checkpointer:
         restored = checkpointer.restore(checkpointer.latest_step(), train_state.abstract(target))
@@ -102,7 +108,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoint_before(tmp_path):
     with checkpoints.Checkpointer(tmp_path, {}, keep_every=10) as checkpointer:
         assert checkpointer.latest_step() == 1
         restored = checkpointer.restore(1, {"w": jax.ShapeDtypeStruct((200_000,), jnp.float32)})
-    np.testing.assert_array_equal(restored.state["w"], np.random.default_rng(1).normal(size=200_000).astype(np.float32))
+    np.testing.assert_array_equal(
+        restored.state["w"], np.random.default_rng(1).normal(size=200_000).astype(np.float32)
+    )
 
 
 KILLED_WHILE_SAVING = """
@@ -128,5 +136,11 @@ def test_a_checkpoint_cut_short_by_a_kill_is_ignored(tmp_path):
 
 def run_python(program, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    return subprocess.run([sys.executable, "-c", program, *map(str, arguments)], env=environment, capture_output=True,
-                          text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )

@@ -18,7 +18,9 @@ def test_cache_goes_where_it_is_told(tmp_path):
     try:
         assert compilation.enable_cache(str(tmp_path)) == tmp_path
         assert jax.config.jax_compilation_cache_dir == str(tmp_path)
-        assert compilation.enable_cache("off") is None and not jax.config.jax_enable_compilation_cache
+        assert (
+            compilation.enable_cache("off") is None and not jax.config.jax_enable_compilation_cache
+        )
     finally:
         jax.config.update("jax_compilation_cache_dir", saved[0])
         jax.config.update("jax_enable_compilation_cache", saved[1])

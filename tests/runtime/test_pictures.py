@@ -12,7 +12,7 @@ from mebt_jax.runtime import pictures
 def moving_square(frames: int, height: int, width: int) -> np.ndarray:
     video = np.full((frames, height, width, 3), 40, np.uint8)
     for f in range(frames):
-        video[f, 4:12, f:f + 8] = (220, 60, 30)
+        video[f, 4:12, f : f + 8] = (220, 60, 30)
     return video
 
 
@@ -22,19 +22,26 @@ def test_mp4_is_even_visible_and_close_to_its_source(tmp_path, height, width):
     pictures.write_mp4(tmp_path / "clips" / "a.mp4", video, 10.0)
     with av.open(str(tmp_path / "clips" / "a.mp4")) as container:
         assert container.streams.video[0].average_rate == 10
-        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        decoded = np.stack(
+            [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        )
     factor = -(-128 // min(height, width))
     assert decoded.shape[0] == 12 and min(decoded.shape[1:3]) >= 128
     assert decoded.shape[1] % 2 == decoded.shape[2] % 2 == 0
     enlarged = video.repeat(factor, 1).repeat(factor, 2)
-    difference = np.abs(decoded[:, :height * factor, :width * factor].astype(int) - enlarged)
+    difference = np.abs(decoded[:, : height * factor, : width * factor].astype(int) - enlarged)
     assert difference.mean() < 6
 
 
 def test_gif_keeps_frames_and_speed(tmp_path):
     pictures.write_gif(tmp_path / "a.gif", moving_square(7, 32, 48), 20.0)
     with Image.open(tmp_path / "a.gif") as gif:
-        assert (gif.n_frames, gif.size, gif.info["duration"], gif.info["loop"]) == (7, (192, 128), 50, 0)
+        assert (gif.n_frames, gif.size, gif.info["duration"], gif.info["loop"]) == (
+            7,
+            (192, 128),
+            50,
+            0,
+        )
 
 
 def test_contact_sheet_places_every_row_and_frame(tmp_path):
@@ -45,7 +52,7 @@ def test_contact_sheet_places_every_row_and_frame(tmp_path):
     # The last of the 16 shown frames is the last frame of the long clip.
     last = sheet[66:, -64:]
     np.testing.assert_array_equal(last, moving_square(40, 32, 32)[-1].repeat(2, 0).repeat(2, 1))
-    assert (sheet[:64, :pictures.LABEL_WIDTH] < 128).any(), "the label is not there"
+    assert (sheet[:64, : pictures.LABEL_WIDTH] < 128).any(), "the label is not there"
 
 
 def test_curves_draw_one_panel_per_quantity(tmp_path):

@@ -11,11 +11,16 @@ from mebt_jax.runtime import checkpoints, telemetry
 
 
 def test_lines_after_the_restored_step_and_half_lines_go(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"step": 3, "a": 3}\n{"step": 4, "a"')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"step": 3, "a": 3}\n{"step": 4, "a"'
+    )
     with telemetry.MetricsLog(tmp_path, step=2) as log:
         log.write(3, {"a": 0.1})
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
-        {"step": 1, "a": 1}, {"step": 2, "a": 2}, {"step": 3, "a": 0.1}]
+        {"step": 1, "a": 1},
+        {"step": 2, "a": 2},
+        {"step": 3, "a": 0.1},
+    ]
 
 
 def test_a_failure_while_the_lines_are_written_again_loses_none(tmp_path, monkeypatch):
@@ -45,7 +50,9 @@ def test_averages_survive_an_interruption_between_two_lines(tmp_path):
             whole.add(step, scalars(loss))
         first.add(1, scalars(0.1))
         first.collect()
-        second = telemetry.StepMetrics("tokenizer", checkpointer, json.loads(json.dumps(first.unlogged)))
+        second = telemetry.StepMetrics(
+            "tokenizer", checkpointer, json.loads(json.dumps(first.unlogged))
+        )
         second.add(2, scalars(0.2))
         second.add(3, scalars(0.7))
         assert second.average() == whole.average()
@@ -59,7 +66,10 @@ def test_a_loss_that_is_not_finite_names_step_and_checkpoint(tmp_path, loss):
         metrics = telemetry.StepMetrics("tokenizer", checkpointer, [])
         metrics.add(8, scalars(1.0))
         metrics.add(9, scalars(loss))
-        with pytest.raises(UserError, match=rf"loss is {loss} at step 9 .*checkpoint is {tmp_path}/7: .*learning_rate"):
+        with pytest.raises(
+            UserError,
+            match=rf"loss is {loss} at step 9 .*checkpoint is {tmp_path}/7: .*learning_rate",
+        ):
             metrics.collect()
 
 

@@ -5,7 +5,8 @@ import optax
 import pytest
 
 from mebt_jax.config import MeshConfig
-from mebt_jax.runtime import mesh as mesh_lib, train_state
+from mebt_jax.runtime import mesh as mesh_lib
+from mebt_jax.runtime import train_state
 
 OPTIMIZER = optax.sgd(1.0)
 
@@ -14,7 +15,10 @@ def test_a_state_is_born_in_its_shards():
     mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=4, sequence=1, tensor=1))
     optimizer = optax.adam(1.0)
     state, shardings = train_state.create_sharded(
-        lambda: train_state.new_state({"kernel": jnp.ones((64, 8))}, optimizer, ema=True), mesh, min_elements=64)
+        lambda: train_state.new_state({"kernel": jnp.ones((64, 8))}, optimizer, ema=True),
+        mesh,
+        min_elements=64,
+    )
     for array in (state.params["kernel"], state.ema["kernel"], state.opt_state[0].mu["kernel"]):
         assert array.addressable_shards[0].data.shape == (16, 8)
     assert jax.tree.map(lambda x: x.sharding, state) == shardings
@@ -46,5 +50,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(pieces):
         return jnp.tanh(piece @ w).sum(), piece * 2
 
     gradients, aux = train_state.accumulated_gradients(loss_fn, jnp.ones(5), x, pieces)
-    np.testing.assert_allclose(gradients, jax.grad(lambda w: jnp.tanh(x @ w).sum())(jnp.ones(5)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        gradients, jax.grad(lambda w: jnp.tanh(x @ w).sum())(jnp.ones(5)), rtol=1e-5, atol=1e-6
+    )
     np.testing.assert_array_equal(train_state.join_pieces(aux), x * 2)

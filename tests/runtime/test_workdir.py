@@ -17,7 +17,9 @@ def test_the_workdir_of_another_config_is_refused_by_field(tmp_path):
     workdir_lib.mark_done(config(), tmp_path, "data")
     with pytest.raises(UserError) as error:
         workdir_lib.claim(config(transformer__width=32, data__seed=3), tmp_path)
-    assert "transformer.width is 16 there and 32 here" in str(error.value) and "data.seed" in str(error.value)
+    assert "transformer.width is 16 there and 32 here" in str(error.value) and "data.seed" in str(
+        error.value
+    )
     assert "\n" not in str(error.value)
 
 
@@ -26,10 +28,20 @@ def test_a_workdir_without_results_is_free(tmp_path):
     workdir_lib.claim(config(data__source="folder", data__path="right"), tmp_path)
 
 
-@pytest.mark.parametrize("change", [
-    {"transformer__training__steps": 9}, {"sample__seed": 4}, {"mesh__fsdp": 2}, {"tokenizer__training__log_every": 1},
-    {"transformer__remat": "block"}, {"transformer__attention": "sums"}, {"masking__splits": 2}, {"data__workers": 2}, {"name": "other"},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"transformer__training__steps": 9},
+        {"sample__seed": 4},
+        {"mesh__fsdp": 2},
+        {"tokenizer__training__log_every": 1},
+        {"transformer__remat": "block"},
+        {"transformer__attention": "sums"},
+        {"masking__splits": 2},
+        {"data__workers": 2},
+        {"name": "other"},
+    ],
+)
 def test_fields_that_may_change_are_taken_over(tmp_path, change):
     workdir_lib.claim(config(), tmp_path)
     workdir_lib.mark_done(config(), tmp_path, "data")
@@ -43,22 +55,34 @@ def test_fields_that_may_change_are_taken_over(tmp_path, change):
     assert stored == value
 
 
-@pytest.mark.parametrize(("change", "undone"), [
-    ({}, set()),
-    ({"evaluate__clips": 1}, {"evaluate"}),
-    ({"sample__seed": 1}, {"sample", "evaluate"}),
-    ({"transformer__training__steps": 9}, {"transformer", "sample", "evaluate"}),
-    ({"tokenizer__training__steps": 9}, {"tokenizer", "transformer", "sample", "evaluate"}),
-    ({"transformer__training__checkpoint_every": 1, "mesh__data": 1, "data__workers": 1}, set()),
-])
+@pytest.mark.parametrize(
+    ("change", "undone"),
+    [
+        ({}, set()),
+        ({"evaluate__clips": 1}, {"evaluate"}),
+        ({"sample__seed": 1}, {"sample", "evaluate"}),
+        ({"transformer__training__steps": 9}, {"transformer", "sample", "evaluate"}),
+        ({"tokenizer__training__steps": 9}, {"tokenizer", "transformer", "sample", "evaluate"}),
+        (
+            {"transformer__training__checkpoint_every": 1, "mesh__data": 1, "data__workers": 1},
+            set(),
+        ),
+    ],
+)
 def test_a_change_undoes_the_stages_whose_result_it_changes(tmp_path, change, undone):
     for stage in workdir_lib.STAGES:
         workdir_lib.mark_done(config(), tmp_path, stage)
-    assert {stage for stage in workdir_lib.STAGES if not workdir_lib.is_done(config(**change), tmp_path, stage)} == undone
+    assert {
+        stage
+        for stage in workdir_lib.STAGES
+        if not workdir_lib.is_done(config(**change), tmp_path, stage)
+    } == undone
 
 
 def test_a_stage_says_what_it_still_needs(tmp_path):
     workdir_lib.mark_done(config(), tmp_path, "data")
     workdir_lib.require(config(), tmp_path, "tokenizer")
-    with pytest.raises(UserError, match=r"^The sample stage needs the tokenizer, transformer stages first[^\n]*\.$"):
+    with pytest.raises(
+        UserError, match=r"^The sample stage needs the tokenizer, transformer stages first[^\n]*\.$"
+    ):
         workdir_lib.require(config(), tmp_path, "sample")

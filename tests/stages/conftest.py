@@ -1,4 +1,6 @@
-"""One trained tiny tokenizer for all tests of the stages, and compiled programs shared by the processes they start."""
+"""One trained tiny tokenizer for all tests of the stages, and compiled programs shared by the
+processes they start.
+"""
 
 import jax
 import pytest
@@ -22,6 +24,8 @@ def compilation_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer_run(tmp_path_factory, compilation_cache):
     """The Command of a tokenizer run that was never interrupted."""
-    command = Command(tmp_path_factory.mktemp("tokenizer_run"), compilation_cache, "tokenizer", **LONG_TOKENIZER)
+    command = Command(
+        tmp_path_factory.mktemp("tokenizer_run"), compilation_cache, "tokenizer", **LONG_TOKENIZER
+    )
     command.run()
     return command

@@ -1,4 +1,6 @@
-"""Every task end to end with tiny random models: from Python, as the sample stage, to disk, and again after an interruption."""
+"""Every task end to end with tiny random models: from Python, as the sample stage, to disk, and
+again after an interruption.
+"""
 
 import dataclasses
 import json
@@ -11,22 +13,33 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from mebt_jax import sampler as sampler_lib
 from mebt_jax.config import from_config_dict, to_dict
 from mebt_jax.errors import UserError
-from mebt_jax.runtime import mesh as mesh_lib, pictures
-from mebt_jax.sampling import tasks
-from mebt_jax.sampling.plan import REVISE
-from mebt_jax.stages import sample, sampler as sampler_lib
-from mebt_jax.stages.sampler import Sampler
+from mebt_jax.methods.masked.plan import REVISE
+from mebt_jax.runtime import mesh as mesh_lib
+from mebt_jax.runtime import pictures
+from mebt_jax.sampler import Sampler
+from mebt_jax.stages import sample
+from mebt_jax.stages.prior import TrainedTransformer, new_transformer
 from mebt_jax.stages.tokenizer import TrainedTokenizer
-from mebt_jax.stages.transformer import TrainedTransformer, new_transformer
+from mebt_jax.tasks import masks
 from mebt_jax.tokenizer import quantizers
 from mebt_jax.tokenizer.autoencoder import Tokenizer
 from tests.tiny_config import tiny_config
 
-# 16 frames of 16x16 are 4x4x4 tokens; every task here is given half of them, so that all share their programs.
-CONFIG = from_config_dict(tiny_config(data__frames=16, sample__clips=3, sample__batch_size=2, sample__draft_steps=1,
-                                      sample__formats=("npz",), mesh__data=2))
+# 16 frames of 16x16 are 4x4x4 tokens; every task here is given half of them, so that all share
+# their programs.
+CONFIG = from_config_dict(
+    tiny_config(
+        data__frames=16,
+        sample__clips=3,
+        sample__batch_size=2,
+        sample__draft_steps=1,
+        sample__formats=("npz",),
+        mesh__data=2,
+    )
+)
 VIDEOS = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 16, 3), np.uint8)
 MASK = np.zeros((16, 16, 16), bool)
 MASK[:, :8] = True
@@ -36,12 +49,21 @@ MASK[:, :8] = True
 def models():
     """A tokenizer whose codes follow the picture, and a transformer, both with random weights."""
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)  # the time of this test is compilation
+    jax.config.update(
+        "jax_disable_most_optimizations", True
+    )  # the time of this test is compilation
     tokenizer = nnx.split(Tokenizer(CONFIG.tokenizer, rngs=nnx.Rngs(0)), nnx.Param)
     codebook = quantizers.init_codebook(CONFIG.tokenizer, jax.random.key(0))
-    transformer = nnx.split(new_transformer(CONFIG, jax.random.key(1), codebook.embeddings), nnx.Param)
-    noisy = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(2), x.shape) / 4, transformer[1])
-    yield TrainedTokenizer(*tokenizer, codebook, content_hash="0"), TrainedTransformer(transformer[0], noisy, step=3)
+    transformer = nnx.split(
+        new_transformer(CONFIG, jax.random.key(1), codebook.embeddings), nnx.Param
+    )
+    noisy = jax.tree.map(
+        lambda x: x + jax.random.normal(jax.random.key(2), x.shape) / 4, transformer[1]
+    )
+    yield (
+        TrainedTokenizer(*tokenizer, codebook, content_hash="0"),
+        TrainedTransformer(transformer[0], noisy, step=3),
+    )
     jax.config.update("jax_disable_most_optimizations", before)
 
 
@@ -56,8 +78,12 @@ CALLS = {
     "fill": lambda sampler, **which: sampler.fill(VIDEOS, MASK, **which),
     "edit": lambda sampler, **which: sampler.edit(VIDEOS, (0, 16, 8, 16, 0, 16), **which),
 }
-TASKS = {"predict": tasks.predict(CONFIG, 8), "interpolate": tasks.interpolate(CONFIG, 4, 4),
-         "fill": tasks.fill(CONFIG, MASK), "edit": tasks.edit(CONFIG, (0, 16, 8, 16, 0, 16))}
+TASKS = {
+    "predict": masks.predict(CONFIG, 8),
+    "interpolate": masks.interpolate(CONFIG, 4, 4),
+    "fill": masks.fill(CONFIG, MASK),
+    "edit": masks.edit(CONFIG, (0, 16, 8, 16, 0, 16)),
+}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -70,7 +96,9 @@ def test_given_tokens_never_change(sampler, name):
         drawn[seed] = CALLS[name](sampler, seed=seed)
         assert drawn[seed].video.shape == VIDEOS.shape and drawn[seed].video.dtype == np.uint8
         np.testing.assert_array_equal(drawn[seed].codes[:, known], given[:, known])
-        np.testing.assert_array_equal(drawn[seed].committed_at < 0, np.broadcast_to(known, drawn[seed].codes.shape))
+        np.testing.assert_array_equal(
+            drawn[seed].committed_at < 0, np.broadcast_to(known, drawn[seed].codes.shape)
+        )
     assert (drawn[0].codes != drawn[1].codes)[:, ~known].mean() > 0.05
     again = CALLS[name](sampler, seed=1)
     np.testing.assert_array_equal(again.video, drawn[1].video)
@@ -83,18 +111,30 @@ def test_extend_goes_on_from_what_it_has_and_costs_no_memory(sampler):
     first, *others = sampler.windows(TASKS["predict"], [0, 1], VIDEOS[:2], 40, seed=4)
     codes = np.concatenate([first[0], *(codes for codes, _ in others)], axis=1)
     assert codes.shape == (2, 10, 4, 4)
-    later = tasks.continuation(CONFIG, 8)
-    window = sampler.on_host(sampler._decode(later, sampler_lib._window_keys(sampler._keys(4, [0, 1]), 1),
-                                             jnp.pad(codes[:, 2:4], ((0, 0), (0, 2), (0, 0), (0, 0))), None).codes)
+    later = masks.continuation(CONFIG, 8)
+    window = sampler.on_host(
+        sampler._decode(
+            later,
+            sampler_lib._window_keys(sampler._keys(4, [0, 1]), 1),
+            jnp.pad(codes[:, 2:4], ((0, 0), (0, 2), (0, 0), (0, 0))),
+            None,
+        ).codes
+    )
     np.testing.assert_array_equal(window[:, :2], codes[:, 2:4])  # given tokens never change
     np.testing.assert_array_equal(window[:, 2:], codes[:, 4:6])
     known = TASKS["predict"].known
     for seed in range(3):
         codes, _ = next(sampler.windows(TASKS["predict"], [0, 1], VIDEOS[:2], 40, seed=seed))
-        np.testing.assert_array_equal(codes[:, known], sampler.encode(TASKS["predict"], VIDEOS[:2])[:, known])
+        np.testing.assert_array_equal(
+            codes[:, known], sampler.encode(TASKS["predict"], VIDEOS[:2])[:, known]
+        )
     whole = next(iter(sampler.extend(16, videos=VIDEOS[:2], given=16)))
-    np.testing.assert_array_equal(whole, sampler.video_of(np.asarray(sampler.encode(tasks.edit(
-        CONFIG, (0, 4, 0, 4, 0, 4)), VIDEOS[:2]))))
+    np.testing.assert_array_equal(
+        whole,
+        sampler.video_of(
+            np.asarray(sampler.encode(masks.edit(CONFIG, (0, 4, 0, 4, 0, 4)), VIDEOS[:2]))
+        ),
+    )
 
 
 def with_sample(**settings):
@@ -104,26 +144,45 @@ def with_sample(**settings):
 @pytest.fixture
 def program(monkeypatch, models, tmp_path):
     """Runs the sample stage with these models in one workdir; returns the folder of the task."""
-    monkeypatch.setattr(Sampler, "from_workdir", classmethod(
-        lambda cls, config, workdir: cls(config, *models, mesh_lib.make_mesh(config.mesh))))
+    monkeypatch.setattr(
+        Sampler,
+        "from_workdir",
+        classmethod(
+            lambda cls, config, workdir: cls(config, *models, mesh_lib.make_mesh(config.mesh))
+        ),
+    )
     for i, video in enumerate(VIDEOS[:2]):
         pictures.write_mp4(tmp_path / "videos" / f"{i}.mp4", video, 10.0)
     np.save(tmp_path / "mask.npy", MASK)
 
     def run(**settings):
-        config = with_sample(input=str(tmp_path / "videos"), mask=str(tmp_path / "mask.npy"), **settings)
+        config = with_sample(
+            input=str(tmp_path / "videos"), mask=str(tmp_path / "mask.npy"), **settings
+        )
         sample.run(config, tmp_path)
-        return tmp_path / "sample" / ("" if config.sample.task == "generate" else config.sample.task)
+        return (
+            tmp_path / "sample" / ("" if config.sample.task == "generate" else config.sample.task)
+        )
 
     return run
 
 
-@pytest.mark.parametrize("settings", [
-    {"task": "predict", "given_frames": 8}, {"task": "interpolate", "given_frames": 4, "given_last_frames": 4},
-    {"task": "fill"}, {"task": "edit", "region": (0, 16, 8, 16, 0, 16)}], ids=lambda x: x["task"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"task": "predict", "given_frames": 8},
+        {"task": "interpolate", "given_frames": 4, "given_last_frames": 4},
+        {"task": "fill"},
+        {"task": "edit", "region": (0, 16, 8, 16, 0, 16)},
+    ],
+    ids=lambda x: x["task"],
+)
 def test_every_task_runs_as_a_stage_and_any_clip_can_be_made_again_alone(program, settings, capsys):
     folder = program(**settings)
-    assert f"{settings['task']}, 3 of 3 clips to make, 2 at a time; 3 passes each by 2 compiled" in capsys.readouterr().err
+    assert (
+        f"{settings['task']}, 3 of 3 clips to make, 2 at a time; 3 passes each by 2 compiled"
+        in capsys.readouterr().err
+    )
     codes = np.load(folder / "tokens.npz")["codes"]
     assert codes.shape == (3, 4, 4, 4)
     known = TASKS[settings["task"]].known
@@ -144,7 +203,10 @@ def test_extend_streams_to_disk(program):
             assert sum(1 for _ in container.decode(video=0)) == 30
         assert len(list((folder / "clips" / f"clip_{number:04d}").iterdir())) == 30
         assert np.load(folder / "tokens" / f"clip_{number:04d}.npy").shape == (8, 4, 4)
-    assert sorted(path.name for path in (folder / "clips").iterdir() if path.name.startswith(".")) == []
+    assert (
+        sorted(path.name for path in (folder / "clips").iterdir() if path.name.startswith("."))
+        == []
+    )
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(program, monkeypatch):
@@ -177,7 +239,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(program, monkeypatch):
 def test_settings_are_taken_from_presets_and_checked_by_name(models, tmp_path):
     mesh = mesh_lib.make_mesh(CONFIG.mesh)
     preset = Sampler(with_sample(preset="sky16"), *models, mesh)
-    assert preset.config.sample.draft_steps == 32 and preset.plan(tasks.generate(CONFIG)).count(REVISE) == 4
+    assert (
+        preset.config.sample.draft_steps == 32
+        and preset.plan(masks.generate(CONFIG)).count(REVISE) == 4
+    )
     with pytest.raises(UserError, match="sky17.*sky16, taichi16"):
         Sampler(with_sample(preset="sky17"), *models, mesh)
     with pytest.raises(UserError, match="no work directory"):

@@ -10,28 +10,44 @@ from flax import nnx
 
 from configs import base
 from mebt_jax import config as config_module
-from mebt_jax.tokenizer import autoencoder, losses, quantizers
+from mebt_jax.tokenizer import autoencoder, quantizers
+from mebt_jax.tokenizer.training import losses
 
-CONFIG = dataclasses.replace(config_module.from_config_dict(base.get_config()).tokenizer,
-                             compression=(2, 4, 4), patch=(1, 2, 2), hidden=6, codes=16, code_width=4,
-                             l1_weight=3.0, l2_weight=5.0, commitment_weight=7.0)
+CONFIG = dataclasses.replace(
+    config_module.from_config_dict(base.get_config()).tokenizer,
+    compression=(2, 4, 4),
+    patch=(1, 2, 2),
+    hidden=6,
+    codes=16,
+    code_width=4,
+    l1_weight=3.0,
+    l2_weight=5.0,
+    commitment_weight=7.0,
+)
 
 
 def build(config):
-    return autoencoder.Tokenizer(config, rngs=nnx.Rngs(0)), quantizers.init_codebook(config, jax.random.key(1))
+    return autoencoder.Tokenizer(config, rngs=nnx.Rngs(0)), quantizers.init_codebook(
+        config, jax.random.key(1)
+    )
 
 
 def example_video(batch=2, frames=4, side=8):
-    return jax.random.uniform(jax.random.key(2), (batch, frames, side, side, 3), minval=-0.5, maxval=0.5)
+    return jax.random.uniform(
+        jax.random.key(2), (batch, frames, side, side, 3), minval=-0.5, maxval=0.5
+    )
 
 
-@pytest.mark.parametrize("compression, patch, grid", [
-    ((4, 8, 8), (1, 1, 1), (2, 2, 4)),
-    ((2, 4, 4), (1, 1, 1), (4, 4, 8)),
-    ((1, 4, 2), (1, 2, 1), (8, 4, 16)),
-    ((4, 4, 4), (4, 4, 4), (2, 4, 8)),
-    ((3, 4, 4), (3, 2, 1), (4, 4, 8)),
-])
+@pytest.mark.parametrize(
+    "compression, patch, grid",
+    [
+        ((4, 8, 8), (1, 1, 1), (2, 2, 4)),
+        ((2, 4, 4), (1, 1, 1), (4, 4, 8)),
+        ((1, 4, 2), (1, 2, 1), (8, 4, 16)),
+        ((4, 4, 4), (4, 4, 4), (2, 4, 8)),
+        ((3, 4, 4), (3, 2, 1), (4, 4, 8)),
+    ],
+)
 def test_shapes_follow_compression_and_patch(compression, patch, grid):
     config = dataclasses.replace(CONFIG, compression=compression, patch=patch)
     size = tuple(g * c for g, c in zip(grid, compression))
@@ -39,7 +55,11 @@ def test_shapes_follow_compression_and_patch(compression, patch, grid):
     def shapes():
         tokenizer, codebook = build(config)
         codes = autoencoder.encode_to_codes(tokenizer, codebook, jnp.zeros((2, *size, 3)))
-        return tokenizer.encode(jnp.zeros((2, *size, 3))), codes, autoencoder.decode_codes(tokenizer, codebook, codes)
+        return (
+            tokenizer.encode(jnp.zeros((2, *size, 3))),
+            codes,
+            autoencoder.decode_codes(tokenizer, codebook, codes),
+        )
 
     features, codes, video = jax.eval_shape(shapes)
     assert features.shape == (2, *grid, 4) and features.dtype == jnp.float32
@@ -47,12 +67,15 @@ def test_shapes_follow_compression_and_patch(compression, patch, grid):
     assert video.shape == (2, *size, 3) and video.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("compression, patch, strides", [
-    ((4, 8, 8), (1, 1, 1), ((2, 2, 2), (2, 2, 2), (1, 2, 2))),
-    ((4, 8, 8), (2, 4, 4), ((2, 2, 2),)),
-    ((4, 4, 4), (4, 2, 1), ((1, 2, 2), (1, 1, 2))),
-    ((4, 4, 4), (4, 4, 4), ((1, 1, 1),)),
-])
+@pytest.mark.parametrize(
+    "compression, patch, strides",
+    [
+        ((4, 8, 8), (1, 1, 1), ((2, 2, 2), (2, 2, 2), (1, 2, 2))),
+        ((4, 8, 8), (2, 4, 4), ((2, 2, 2),)),
+        ((4, 4, 4), (4, 2, 1), ((1, 2, 2), (1, 1, 2))),
+        ((4, 4, 4), (4, 4, 4), ((1, 1, 1),)),
+    ],
+)
 def test_strides_are_what_the_patch_leaves(compression, patch, strides):
     assert autoencoder.level_strides(compression, patch) == strides
 
@@ -67,7 +90,9 @@ def test_folding_patches_keeps_pixels_together_and_can_be_undone():
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One pass of an untrained tokenizer over a video, and the same codes made and decoded by the functions for use."""
+    """One pass of an untrained tokenizer over a video, and the same codes made and decoded by the
+    functions for use.
+    """
 
     video: jax.Array
     codebook: quantizers.Codebook
@@ -83,16 +108,32 @@ def example():
     @jax.jit
     def run():
         tokenizer, codebook = build(CONFIG)
-        for silent in (tokenizer.to_features.kernel, tokenizer.decoder.last.kernel):  # no gradient passes a network so begun
+        for silent in (
+            tokenizer.to_features.kernel,
+            tokenizer.decoder.last.kernel,
+        ):  # no gradient passes a network so begun
             silent[...] = 0.01 * jax.random.normal(jax.random.key(4), silent.shape)
         video = example_video(side=16)
-        # Codes from the features, so that no clip is one code throughout: the norms would blow up its rounding errors.
-        codebook = quantizers.init_from_features(codebook, tokenizer.encode(video), jax.random.key(3))
+        # Codes from the features, so that no clip is one code throughout: the norms would blow up
+        # its rounding errors.
+        codebook = quantizers.init_from_features(
+            codebook, tokenizer.encode(video), jax.random.key(3)
+        )
         graphdef, params = nnx.split(tokenizer, nnx.Param)
         (loss, output), gradients = jax.value_and_grad(
-            lambda p: losses.tokenizer_loss(nnx.merge(graphdef, p), codebook, video, CONFIG), has_aux=True)(params)
+            lambda p: losses.tokenizer_loss(nnx.merge(graphdef, p), codebook, video, CONFIG),
+            has_aux=True,
+        )(params)
         codes = autoencoder.encode_to_codes(tokenizer, codebook, video)
-        return video, codebook, loss, output, gradients, codes, autoencoder.decode_codes(tokenizer, codebook, codes)
+        return (
+            video,
+            codebook,
+            loss,
+            output,
+            gradients,
+            codes,
+            autoencoder.decode_codes(tokenizer, codebook, codes),
+        )
 
     return Example(*run())
 
@@ -106,10 +147,23 @@ def test_loss_is_the_weighted_sum_of_its_metrics(example):
     output = example.output
     error = np.asarray(output.reconstruction - example.video)
     distance = np.asarray(output.features - quantizers.lookup(example.codebook, output.codes))
-    expected = 3 * np.abs(error).mean() + 5 * np.square(error).mean() + 7 * np.square(distance).mean()
+    expected = (
+        3 * np.abs(error).mean() + 5 * np.square(error).mean() + 7 * np.square(distance).mean()
+    )
     np.testing.assert_allclose(example.loss, expected, rtol=1e-5)
-    np.testing.assert_allclose(output.metrics["psnr"], 10 * np.log10(1 / np.square(error).mean()), rtol=1e-5)
-    assert set(output.metrics) == {"l1", "l2", "psnr", "commitment", "quantization_error", "perplexity", "usage", "dead"}
+    np.testing.assert_allclose(
+        output.metrics["psnr"], 10 * np.log10(1 / np.square(error).mean()), rtol=1e-5
+    )
+    assert set(output.metrics) == {
+        "l1",
+        "l2",
+        "psnr",
+        "commitment",
+        "quantization_error",
+        "perplexity",
+        "usage",
+        "dead",
+    }
 
 
 def test_untrained_decoder_paints_nearly_grey(example):
@@ -118,7 +172,9 @@ def test_untrained_decoder_paints_nearly_grey(example):
 
 def test_gradients_reach_every_parameter(example):
     for path, gradient in jax.tree_util.tree_leaves_with_path(example.gradients):
-        assert jnp.all(jnp.isfinite(gradient)) and float(jnp.abs(gradient).max()) > 0, jax.tree_util.keystr(path)
+        assert jnp.all(jnp.isfinite(gradient)) and float(jnp.abs(gradient).max()) > 0, (
+            jax.tree_util.keystr(path)
+        )
 
 
 def test_bfloat16_computes_nearly_the_same_from_the_same_parameters():
@@ -129,7 +185,10 @@ def test_bfloat16_computes_nearly_the_same_from_the_same_parameters():
         graphdef, _ = nnx.split(build(dataclasses.replace(CONFIG, dtype="bfloat16"))[0], nnx.Param)
         low = nnx.merge(graphdef, params)
         features = exact.encode(example_video())
-        return (features, exact.decode(features)), (low.encode(example_video()), low.decode(features))
+        return (features, exact.decode(features)), (
+            low.encode(example_video()),
+            low.decode(features),
+        )
 
     for exact, low in zip(*both_precisions()):
         assert low.dtype == jnp.float32
@@ -151,7 +210,14 @@ def test_folding_adds_a_linear_shortcut_that_carries_the_pixels_and_the_paper_ne
 @pytest.mark.parametrize("patch, alone", [((2, 4, 4), True), ((1, 2, 2), False)])
 def test_a_patch_of_the_whole_compression_decides_its_feature_alone(patch, alone):
     tokenizer, _ = build(dataclasses.replace(CONFIG, patch=patch, norm="token"))
-    tokenizer.to_features.kernel[...] = 0.1 * jax.random.normal(jax.random.key(4), tokenizer.to_features.kernel.shape)
+    tokenizer.to_features.kernel[...] = 0.1 * jax.random.normal(
+        jax.random.key(4), tokenizer.to_features.kernel.shape
+    )
     video = example_video(batch=1)
-    changed = jnp.abs(tokenizer.encode(video.at[:, :2, :4, :4].add(0.1)) - tokenizer.encode(video)).max(-1) > 1e-5
+    changed = (
+        jnp.abs(tokenizer.encode(video.at[:, :2, :4, :4].add(0.1)) - tokenizer.encode(video)).max(
+            -1
+        )
+        > 1e-5
+    )
     assert changed[0, 0, 0, 0] and (changed.sum() == 1) == alone

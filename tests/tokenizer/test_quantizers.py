@@ -1,4 +1,6 @@
-"""Properties of the four quantizers, and the running averages of one against a plain numpy reference."""
+"""Properties of the four quantizers, and the running averages of one against a plain numpy
+reference.
+"""
 
 import dataclasses
 import functools
@@ -13,12 +15,16 @@ from configs import base
 from mebt_jax import config as config_module
 from mebt_jax.tokenizer import quantizers
 
-CONFIG = dataclasses.replace(config_module.from_config_dict(base.get_config()).tokenizer, codes=20, code_width=6)
+CONFIG = dataclasses.replace(
+    config_module.from_config_dict(base.get_config()).tokenizer, codes=20, code_width=6
+)
 
 
 def codebook_and_features(shape=(2, 4, 4, 4), config=CONFIG):
     codebook = quantizers.init_codebook(config, jax.random.key(0))
-    codebook = codebook.replace(counts=jax.random.uniform(jax.random.key(1), codebook.counts.shape, maxval=4.0))
+    codebook = codebook.replace(
+        counts=jax.random.uniform(jax.random.key(1), codebook.counts.shape, maxval=4.0)
+    )
     return codebook, jax.random.normal(jax.random.key(2), (*shape, config.code_width))
 
 
@@ -26,27 +32,39 @@ def codebook_and_features(shape=(2, 4, 4, 4), config=CONFIG):
 def test_every_feature_gets_its_nearest_code_whatever_the_block(block, monkeypatch):
     monkeypatch.setattr(quantizers, "CODE_BLOCK", block)
     codebook, features = codebook_and_features()
-    distances = np.square(np.asarray(features)[..., None, :] - np.asarray(codebook.embeddings)).sum(-1)
+    distances = np.square(np.asarray(features)[..., None, :] - np.asarray(codebook.embeddings)).sum(
+        -1
+    )
     quantized = jax.jit(lambda c, f: quantizers.quantize(c, f, CONFIG))(codebook, features)
     np.testing.assert_array_equal(quantized.codes, distances.argmin(-1))
-    np.testing.assert_allclose(quantized.embeddings, codebook.embeddings[quantized.codes], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(quantized.metrics["commitment"], distances.min(-1).mean() / CONFIG.code_width, rtol=1e-5)
+    np.testing.assert_allclose(
+        quantized.embeddings, codebook.embeddings[quantized.codes], rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        quantized.metrics["commitment"], distances.min(-1).mean() / CONFIG.code_width, rtol=1e-5
+    )
 
 
 def test_gradient_passes_straight_through_and_commitment_pulls_towards_the_code():
     codebook, features = codebook_and_features()
     weights = jax.random.normal(jax.random.key(3), features.shape)
-    through = jax.jit(jax.grad(lambda f: jnp.sum(quantizers.quantize(codebook, f, CONFIG).embeddings * weights)))(features)
+    through = jax.jit(
+        jax.grad(lambda f: jnp.sum(quantizers.quantize(codebook, f, CONFIG).embeddings * weights))
+    )(features)
     np.testing.assert_array_equal(through, weights)
     pull = jax.jit(jax.grad(lambda f: quantizers.quantize(codebook, f, CONFIG).loss))(features)
     embeddings = quantizers.lookup(codebook, jax.jit(quantizers.nearest_codes)(codebook, features))
-    np.testing.assert_allclose(pull, 0.25 * 2 * (features - embeddings) / features.size, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(
+        pull, 0.25 * 2 * (features - embeddings) / features.size, rtol=1e-5, atol=1e-8
+    )
 
 
 def test_update_equals_a_numpy_reference_and_restarts_the_rare_codes():
     codebook, features = codebook_and_features()
     codes = jax.jit(quantizers.nearest_codes)(codebook, features)
-    update = jax.jit(functools.partial(quantizers.update_codebook, decay=0.9, restart_threshold=2.0))
+    update = jax.jit(
+        functools.partial(quantizers.update_codebook, decay=0.9, restart_threshold=2.0)
+    )
     new = update(codebook, features, codes, jax.random.key(3))
 
     flat, one_hot = np.asarray(features).reshape(-1, 6), np.eye(20)[np.asarray(codes).ravel()]
@@ -58,7 +76,9 @@ def test_update_equals_a_numpy_reference_and_restarts_the_rare_codes():
 
     rare = counts < 2.0
     assert 0 < rare.sum() < 20
-    np.testing.assert_allclose(new.embeddings[~rare], (sums / smoothed[:, None])[~rare], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        new.embeddings[~rare], (sums / smoothed[:, None])[~rare], rtol=1e-4, atol=1e-5
+    )
     restarted = {tuple(row) for row in np.asarray(new.embeddings)[rare]}
     assert len(restarted) == rare.sum() and restarted <= {tuple(row) for row in flat}
 
@@ -68,11 +88,15 @@ def test_update_of_a_batch_split_over_devices_is_that_of_the_whole():
     codes = jax.jit(quantizers.nearest_codes)(codebook, features)
 
     def update(features, codes):
-        return quantizers.update_codebook(codebook, features, codes, jax.random.key(3), decay=0.9, restart_threshold=1.0)
+        return quantizers.update_codebook(
+            codebook, features, codes, jax.random.key(3), decay=0.9, restart_threshold=1.0
+        )
 
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     split = jax.device_put((features, codes), NamedSharding(mesh, PartitionSpec("data")))
-    for whole, parts in zip(jax.tree.leaves(jax.jit(update)(features, codes)), jax.tree.leaves(jax.jit(update)(*split))):
+    for whole, parts in zip(
+        jax.tree.leaves(jax.jit(update)(features, codes)), jax.tree.leaves(jax.jit(update)(*split))
+    ):
         np.testing.assert_allclose(whole, parts, rtol=1e-5, atol=1e-6)
 
 
@@ -111,7 +135,9 @@ KINDS = {
 def usable_codebook(config):
     codebook = quantizers.init_codebook(config, jax.random.key(0))
     if config.quantizer == "gradient":
-        return codebook.replace(embeddings=jax.random.normal(jax.random.key(5), (config.codes, config.code_width)))
+        return codebook.replace(
+            embeddings=jax.random.normal(jax.random.key(5), (config.codes, config.code_width))
+        )
     return codebook
 
 
@@ -126,16 +152,28 @@ def test_every_code_means_its_embedding_and_passes_gradients_on(kind):
     @jax.jit
     def run(features):
         value = lambda f: quantizers.quantize(codebook, f, config)  # noqa: E731
-        return value(features), jax.grad(lambda f: value(f).embeddings.sum())(features), jax.grad(lambda f: value(f).loss)(features)
+        return (
+            value(features),
+            jax.grad(lambda f: value(f).embeddings.sum())(features),
+            jax.grad(lambda f: value(f).loss)(features),
+        )
 
     quantized, through, pull = run(features)
-    np.testing.assert_allclose(quantized.embeddings, codebook.embeddings[quantized.codes], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        quantized.embeddings, codebook.embeddings[quantized.codes], rtol=1e-5, atol=1e-6
+    )
     np.testing.assert_array_equal(quantized.codes, quantizers.nearest_codes(codebook, features))
     assert np.all(np.asarray(through) > 0) and bool(jnp.any(pull != 0)) == (kind != "fsq")
     assert {"commitment", "perplexity", "usage", "dead"} <= set(quantized.metrics)
-    counted = quantizers.update_codebook(codebook, features, quantized.codes, jax.random.key(3), decay=0.9, restart_threshold=0.0)
+    counted = quantizers.update_codebook(
+        codebook, features, quantized.codes, jax.random.key(3), decay=0.9, restart_threshold=0.0
+    )
     seen = len(np.unique(quantized.codes)) / config.codes
-    assert float(quantized.metrics["usage"]) == pytest.approx(seen) == pytest.approx(1 - float(quantizers.dead_share(counted, 0.9)))
+    assert (
+        float(quantized.metrics["usage"])
+        == pytest.approx(seen)
+        == pytest.approx(1 - float(quantizers.dead_share(counted, 0.9)))
+    )
     assert float(quantized.metrics["dead"]) == 1
 
 
@@ -171,5 +209,7 @@ def test_the_trained_codebook_is_pulled_to_the_features():
     loss = lambda e: quantizers.quantize(codebook.replace(embeddings=e), features, config).loss  # noqa: E731
     gradient = jax.jit(jax.grad(loss))(codebook.embeddings)
     codes = quantizers.nearest_codes(codebook, features)
-    expected = jax.ops.segment_sum(2 * (codebook.embeddings[codes] - features) / features.size, codes, 20)
+    expected = jax.ops.segment_sum(
+        2 * (codebook.embeddings[codes] - features) / features.size, codes, 20
+    )
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)

@@ -14,8 +14,16 @@ from mebt_jax import config as config_module
 from mebt_jax.tokenizer import quantizers, streaming
 from mebt_jax.tokenizer.autoencoder import Tokenizer
 
-CONFIG = dataclasses.replace(config_module.from_config_dict(base.get_config()).tokenizer, causal=True, norm="token", hidden=2,
-                             quantizer="lfq", codes=16, code_width=4, compression=(4, 2, 2))
+CONFIG = dataclasses.replace(
+    config_module.from_config_dict(base.get_config()).tokenizer,
+    causal=True,
+    norm="token",
+    hidden=2,
+    quantizer="lfq",
+    codes=16,
+    code_width=4,
+    compression=(4, 2, 2),
+)
 
 
 def build(config):
@@ -27,12 +35,21 @@ def build(config):
 
 
 def example_video(frames, side=4):
-    return jax.random.uniform(jax.random.key(2), (1, frames, side, side, 3), minval=-0.5, maxval=0.5)
+    return jax.random.uniform(
+        jax.random.key(2), (1, frames, side, side, 3), minval=-0.5, maxval=0.5
+    )
 
 
-@pytest.mark.parametrize("compression, patch", [
-    ((4, 8, 8), (1, 1, 1)), ((8, 2, 1), (1, 1, 1)), ((1, 4, 8), (1, 2, 2)), ((4, 2, 4), (4, 2, 4)), ((8, 1, 2), (2, 1, 1)),
-])
+@pytest.mark.parametrize(
+    "compression, patch",
+    [
+        ((4, 8, 8), (1, 1, 1)),
+        ((8, 2, 1), (1, 1, 1)),
+        ((1, 4, 8), (1, 2, 2)),
+        ((4, 2, 4), (4, 2, 4)),
+        ((8, 1, 2), (2, 1, 1)),
+    ],
+)
 def test_one_and_a_multiple_of_the_compression_become_one_and_that_many(compression, patch):
     config = dataclasses.replace(CONFIG, compression=compression, patch=patch)
     for more in (0, 1, 3):
@@ -44,11 +61,20 @@ def test_one_and_a_multiple_of_the_compression_become_one_and_that_many(compress
             return features, tokenizer.decode(features)
 
         features, decoded = jax.eval_shape(shapes, video)
-        assert features.shape == (1, 1 + more, 8 // compression[1], 16 // compression[2], 4) and decoded.shape == video.shape
+        assert (
+            features.shape == (1, 1 + more, 8 // compression[1], 16 // compression[2], 4)
+            and decoded.shape == video.shape
+        )
 
 
-@pytest.mark.parametrize("patch", [(2, 1, 1), pytest.param((1, 1, 1), marks=pytest.mark.slow),
-                                   pytest.param((4, 2, 2), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "patch",
+    [
+        (2, 1, 1),
+        pytest.param((1, 1, 1), marks=pytest.mark.slow),
+        pytest.param((4, 2, 2), marks=pytest.mark.slow),
+    ],
+)
 def test_no_token_and_no_frame_sees_what_comes_later_and_pieces_make_the_whole(patch):
     video = example_video(9)
 
@@ -59,10 +85,21 @@ def test_no_token_and_no_frame_sees_what_comes_later_and_pieces_make_the_whole(p
         codes = quantizers.nearest_codes(codebook, features)
         embeddings = quantizers.lookup(codebook, codes)
         cut = [video[:, :1], video[:, 1:5], video[:, 5:]]
-        pieces = list(streaming.stream(functools.partial(streaming.encode_piece, tokenizer, codebook), cut))
-        decoded = list(streaming.stream(functools.partial(streaming.decode_piece, tokenizer, codebook), pieces))
-        return (features, codes, tokenizer.decode(embeddings), pieces, decoded,
-                tokenizer.encode(video.at[:, 5:].add(1.0)), tokenizer.decode(embeddings.at[:, 2:].add(1.0)))
+        pieces = list(
+            streaming.stream(functools.partial(streaming.encode_piece, tokenizer, codebook), cut)
+        )
+        decoded = list(
+            streaming.stream(functools.partial(streaming.decode_piece, tokenizer, codebook), pieces)
+        )
+        return (
+            features,
+            codes,
+            tokenizer.decode(embeddings),
+            pieces,
+            decoded,
+            tokenizer.encode(video.at[:, 5:].add(1.0)),
+            tokenizer.decode(embeddings.at[:, 2:].add(1.0)),
+        )
 
     features, codes, whole, pieces, decoded, later, changed = run(video)
     assert features.shape[1] == 3 and float(features.std()) > 0.1
