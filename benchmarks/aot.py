@@ -1,12 +1,12 @@
-"""The table of what every config needs and reaches on TPU slices, from compilation alone (no TPU;
-libtpu: pip install '.[aot]').
+"""The table of the memory, work and rate of every config on TPU slices, from compilation alone (no
+TPU; libtpu: pip install '.[aot]').
 
-    python -m benchmarks.aot --configs ucf128 sky16 --slices v5e:2x4 2xv5e:2x2 --steps transformer
+    python -m benchmarks.aot --configs ucf128 sky16 --slices v5e:2x4 2xv5e:2x2 --steps prior
 
-writes the rows that it was asked for into docs/scaling.md one by one, and leaves the others; those
-that are there are not made again without `--again`. A program is compiled once, however many
-configs share it. That takes some minutes on two cores; with `--effort=-1` one, and then the
-schedule is worse and the peak memory may be higher.
+writes the rows of these arguments into docs/scaling.md one by one, and keeps the others. Rows that
+the page has already are computed again only with `--again`. A program that several configs have in
+common is compiled once. A program takes some minutes on two cores; with `--effort=-1` one minute,
+with a worse schedule and perhaps a higher peak of memory.
 """
 
 import os
@@ -30,12 +30,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-ROOT = Path(__file__).parents[1]
-
 from mebt_jax.aot import chips, programs, roofline
 from mebt_jax.config import Config, from_config_dict
 from mebt_jax.errors import UserError
 
+ROOT = Path(__file__).parents[1]
 CONFIGS = (
     "demo",
     "folder",
@@ -50,16 +49,16 @@ CONFIGS = (
 )
 TOKENIZERS = ("tokenizer_ucf", "tokenizer_sky", "tokenizer_taichi")  # for --steps tokenizer
 SLICES = ("v4:2x2x2", "v5e:2x4", "v5p:2x2x2", "v6e:2x4", "2xv5e:2x2")
-STEPS = ("transformer", "tokenizer", "sample")
+STEPS = ("prior", "tokenizer", "sample")
 PAGE = ROOT / "docs" / "scaling.md"
 BEGIN, END = "<!-- table of benchmarks/aot.py -->", "<!-- end of the table -->"
 HEAD = (
     "| config | step | slice | chips | GiB of a chip | TFLOP a chip | GB moved | MB sent | least "
-    "seconds | MFU at most | clips/s at "
-    "most | decoding cores |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n"
+    "seconds | MFU at most | clips/s at most | decoding cores |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|\n"
 )
-# Clips that one core reads and crops a second, by frames (benchmarks/RESULTS.md, JPEG at 128x128),
-# to say how many cores keep up.
+# Clips that a core reads and crops per second, by frames (benchmarks/RESULTS.md, JPEG at 128x128);
+# from it follows the number of cores that supply the chips.
 CLIPS_PER_CORE = {16: 360.0, 128: 57.5}
 
 
@@ -69,30 +68,30 @@ def main() -> None:
     )
     parser.add_argument("--configs", nargs="+", default=CONFIGS)
     parser.add_argument(
-        "--slices", nargs="+", default=SLICES, help="topologies, several of one as 2xv5e:2x2"
+        "--slices", nargs="+", default=SLICES, help="topologies; two slices are 2xv5e:2x2"
     )
-    parser.add_argument("--steps", nargs="+", default=["transformer"], choices=STEPS)
+    parser.add_argument("--steps", nargs="+", default=["prior"], choices=STEPS)
     parser.add_argument("--effort", type=float, default=0.0)
-    parser.add_argument("--again", action="store_true", help="also the rows that are there")
-    asked = parser.parse_args()
-    there = () if asked.again else rows(PAGE.read_text())
-    todo = [
-        (c, s, t)
-        for c in asked.configs
-        for s in asked.steps
-        for t in asked.slices
-        if (c, s, t) not in there
+    parser.add_argument("--again", action="store_true", help="also the rows of the page")
+    options = parser.parse_args()
+    written = () if options.again else rows(PAGE.read_text())
+    missing = [
+        (name, step, slices)
+        for name in options.configs
+        for step in options.steps
+        for slices in options.slices
+        if (name, step, slices) not in written
     ]
-    for name, step, slices in tqdm(todo):
+    for name, step, slices in tqdm(missing):
         config = importlib.import_module(f"configs.{name}").get_config()
-        if (
-            config.mesh.data == 1
-        ):  # of one device as shipped; what has fewer clips than there are chips splits them
+        if config.mesh.data == 1:
+            # A config for one device: its batch is spread over the chips, and its clips are split
+            # if there are more chips than clips.
             count, topology = count_and_topology(slices)
-            number = len(chips.devices(topology, count))
-            config.mesh.data = math.gcd(config.transformer.training.batch_size, number)
-            config.mesh.sequence = number // config.mesh.data
-        write_row(row(from_config_dict(config), name, step, slices, asked.effort))
+            num_chips = len(chips.devices(topology, count))
+            config.mesh.data = math.gcd(config.prior.training.batch_size, num_chips)
+            config.mesh.sequence = num_chips // config.mesh.data
+        write_row(row(from_config_dict(config), name, step, slices, options.effort))
 
 
 def count_and_topology(slices: str) -> tuple[int, str]:
@@ -106,29 +105,29 @@ def row(config: Config, name: str, step: str, slices: str, effort: float) -> str
     chip, devices = chips.of_topology(topology), chips.devices(topology, count)
     first = f"| {name} | {step} | {slices} | {len(devices)} |"
     try:
-        made = [
-            once(one, slices, chip, count, effort)
-            for one in programs.programs(step, config, devices)
+        reports = [
+            report_once(program, slices, chip, count, effort)
+            for program in programs.programs(step, config, devices)
         ]
     except roofline.DoesNotFit as error:
         return f"{first} does not fit: {str(error).split('; ')[-1]} |"
-    except UserError as error:  # the batch does not go into so many chips
+    except UserError as error:  # the batch cannot be spread over so many chips
         return f"{first} {error} |"
-    rate = roofline.clips_per_second(made)
-    seconds = roofline.total_seconds(made)
-    useful = sum(one.useful_flops * one.turns for one in made) / chip.flops / seconds
+    rate = roofline.clips_per_second(reports)
+    seconds = roofline.total_seconds(reports)
+    useful = sum(report.useful_flops * report.turns for report in reports) / chip.flops / seconds
     total = {
-        field.name: sum(getattr(one, field.name) * one.turns for one in made)
+        field.name: sum(getattr(report, field.name) * report.turns for report in reports)
         for field in dataclasses.fields(roofline.Report)
         if field.name in ("flops", "memory_traffic")
     }
-    sent = sum(sum(one.sent.values()) * one.turns for one in made)
+    sent = sum(sum(report.sent.values()) * report.turns for report in reports)
     cores = (
         f"{math.ceil(rate / CLIPS_PER_CORE[config.data.frames])}"
         if step != "sample" and config.data.frames in CLIPS_PER_CORE
         else ""
     )
-    peak = max(one.peak_bytes for one in made) / 2**30
+    peak = max(report.peak_bytes for report in reports) / 2**30
     return (
         f"{first} {peak:.2f} of {chip.hbm_bytes / 2**30:.2f} | {total['flops'] / 1e12:.3g} | "
         f"{total['memory_traffic'] / 1e9:.3g} | "
@@ -139,11 +138,11 @@ def row(config: Config, name: str, step: str, slices: str, effort: float) -> str
 COMPILED: dict[tuple[str, str], roofline.Report | roofline.DoesNotFit] = {}
 
 
-def once(
+def report_once(
     program: programs.Program, slices: str, chip: chips.Chip, count: int, effort: float
 ) -> roofline.Report:
-    """The report of a program, from an earlier one of the same text for the same slices if there is
-    one.
+    """The report of a program; a program whose text was compiled for these slices before is not
+    compiled again.
     """
     key = slices, hashlib.sha256(roofline.lowered(program).as_text().encode()).hexdigest()
     if key not in COMPILED:
@@ -151,10 +150,10 @@ def once(
             COMPILED[key] = roofline.compile_report(program, chip, count, effort)
         except roofline.DoesNotFit as error:
             COMPILED[key] = error
-    found = COMPILED[key]
-    if isinstance(found, roofline.DoesNotFit):
-        raise found
-    return found
+    report = COMPILED[key]
+    if isinstance(report, roofline.DoesNotFit):
+        raise report
+    return report
 
 
 def rows(page: str) -> dict[tuple[str, str, str], str]:
@@ -173,15 +172,18 @@ def key(line: str) -> tuple[str, str, str]:
 
 
 def write_row(new: str) -> None:
-    """Puts a row into the table of the page, in place of that of the same config, step and
+    """Writes a row into the table of the page; it replaces that of the same config, step and
     slices.
     """
     page = PAGE.read_text()
     lines = rows(page) | {key(new): new}
-    order = sorted(
-        lines, key=lambda one: ((CONFIGS + TOKENIZERS).index(one[0]), STEPS.index(one[1]), one[2])
-    )
-    text = BEGIN + "\n" + HEAD + "\n".join(lines[one] for one in order) + "\n" + END
+
+    def order(key: tuple[str, str, str]) -> tuple[int, int, str]:
+        name, step, slices = key
+        return (CONFIGS + TOKENIZERS).index(name), STEPS.index(step), slices
+
+    table = "\n".join(lines[key] for key in sorted(lines, key=order))
+    text = BEGIN + "\n" + HEAD + table + "\n" + END
     PAGE.write_text(page.split(BEGIN)[0] + text + page.split(END)[1])
 
 

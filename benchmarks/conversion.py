@@ -3,9 +3,9 @@ against copying the file.
 
     python -m benchmarks.conversion
 
-Makes the checkpoint itself: MeBT of 128 frames with TATS's tokenizer, its discriminators and LPIPS
-inside, random weights. Peak memory counts the pages of the mapped file that are resident, which the
-system may drop at any time.
+The checkpoint has random weights: MeBT of 128 frames with TATS's tokenizer, its discriminators and
+LPIPS inside. Peak memory includes the resident pages of the mapped file, which the system may drop
+at any time.
 """
 
 import argparse
@@ -19,8 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs import base
-from mebt_jax.config import Config, from_config_dict
+from mebt_jax.config import Config, default_config, from_config_dict
 from mebt_jax.interop.feature_weights import lpips_part
 from mebt_jax.interop.mebt_weights import TOKENIZER_PREFIX, transformer_part
 from mebt_jax.interop.official_settings import official_hyper_parameters
@@ -28,7 +27,7 @@ from mebt_jax.interop.tokenizer_weights import (
     DISCRIMINATORS,
     PERCEPTUAL_PREFIX,
     discriminator_part,
-    tokenizer_parts,
+    tokenizer_part,
 )
 from mebt_jax.interop.torch_files import write_torch_file
 
@@ -38,7 +37,7 @@ def main() -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="where the files go, three times the checkpoint; default a temporary one",
+        help="folder for the files, of three times the size of the checkpoint; default: temporary",
     )
     with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as folder:
         measure(Path(folder))
@@ -46,7 +45,7 @@ def main() -> None:
 
 def measure(folder: Path) -> None:
     source, converted, back = folder / "mebt.ckpt", folder / "converted", folder / "back.ckpt"
-    arrays = official_arrays(from_config_dict(base.get_config()))
+    arrays = official_arrays(from_config_dict(default_config()))
     write_torch_file(source, {"state_dict": arrays[0], "hyper_parameters": arrays[1]})
     del arrays
     size = source.stat().st_size
@@ -59,7 +58,7 @@ def measure(folder: Path) -> None:
         "convert": [source, "--out", converted],
         "to-official": [converted, "--out", back, "--to-official"],
     }
-    for what, arguments in commands.items():
+    for name, arguments in commands.items():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         start = time.perf_counter()
         command = [sys.executable, "-m", "mebt_jax.interop.convert", *map(str, arguments)]
@@ -67,24 +66,22 @@ def measure(folder: Path) -> None:
         seconds = time.perf_counter() - start
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        # The largest child so far: the first is `convert`, and `to-official` shows only if it is
-        # larger still.
+        # ru_maxrss is that of the largest child so far: `to-official` shows only if it is larger
+        # than `convert`.
+        largest = after.ru_maxrss * 1024
         print(
-            f"{what:12s} {seconds:6.1f} s ({seconds / copying:.1f} copies), {processor:.1f} s of "
-            "processor time, largest process "
-            f"so far {after.ru_maxrss * 1024 / 1e9:.2f} GB ({after.ru_maxrss * 1024 / size:.1f} "
-            "checkpoints)"
+            f"{name:12s} {seconds:6.1f} s ({seconds / copying:.1f} copies), {processor:.1f} s of "
+            f"processor time, largest process so far {largest / 1e9:.2f} GB "
+            f"({largest / size:.1f} checkpoints)"
         )
 
 
 def official_arrays(config: Config) -> tuple[dict[str, np.ndarray], dict]:
     """State dict with random weights, and hyper-parameters, of the official MeBT of a config."""
     shapes = transformer_part(
-        config.transformer, config.tokenizer.codes, int(np.prod(config.grid))
+        config.backbone, config.tokenizer.codebook_size, int(np.prod(config.grid))
     )[1].official_shapes()
-    tokenizer = {}
-    for part in tokenizer_parts(config.tokenizer).values():
-        tokenizer |= part.official_shapes()
+    tokenizer = tokenizer_part(config.tokenizer).official_shapes()
     for name in DISCRIMINATORS:
         tokenizer |= discriminator_part(name, channels=64, layers=3)[1].official_shapes()
     tokenizer |= {

@@ -1,21 +1,19 @@
 """Measures the formulations of the tokenizer's 3D convolution, forward and backward.
 
-    python -m benchmarks.convolutions                        # times on this machine python -m
-    benchmarks.convolutions --topology=v5e:2x2     # what the compiler counts for one chip, without
-    one
+    python -m benchmarks.convolutions                       # times on this machine
+    python -m benchmarks.convolutions --topology=v5e:2x2    # counts of the TPU compiler, no TPU
 
 Prints, for each input size, kernel and formulation, the fastest of several runs, the arithmetic
-rate and the scratch memory; or the FLOPs, bytes and scratch memory that the TPU compiler reports,
-in bfloat16. The tokenizer uses "taps" on CPU and "3d" elsewhere. "taps" is a loop, of which the TPU
-compiler counts one turn: "taps, unpadded" is the same without a loop.
+rate and the scratch memory; or, with a topology, the FLOPs, bytes and scratch memory on one chip in
+bfloat16. The tokenizer uses "taps" on CPU and "3d" elsewhere. "taps" is a loop, and the TPU
+compiler counts one turn of a loop: "taps, unpadded" is the same without a loop.
 """
 
 import os
 import sys
 
-if any(
-    word.startswith("--topology") for word in sys.argv
-):  # before JAX is imported; as mebt_jax/aot.py
+# Before JAX is imported, as in mebt_jax/aot/__main__.py.
+if any(word.startswith("--topology") for word in sys.argv):
     os.environ.update(
         JAX_PLATFORMS="cpu",
         TPU_SKIP_MDS_QUERY="1",
@@ -48,7 +46,7 @@ RUNS = 2
 
 
 def taps_without_padding(x: jax.Array, kernel: jax.Array, strides: convolutions.Size) -> jax.Array:
-    """`convolutions.convolve_by_taps` without the column too many."""
+    """`convolutions.convolve_by_taps` without its additional column."""
     batch, taps, stride = x.shape[0], kernel.shape[0], strides[0]
     span = stride * ((x.shape[1] - taps) // stride) + 1
     parts = [
@@ -65,14 +63,14 @@ def taps_without_padding(x: jax.Array, kernel: jax.Array, strides: convolutions.
 
 
 def convolve_folded(x: jax.Array, kernel: jax.Array, strides: convolutions.Size) -> jax.Array:
-    """`convolutions.convolve` as one 2D convolution of frames whose channels are those of all that
-    the kernel meets.
+    """`convolutions.convolve` as one 2D convolution: the channels of an input frame are those of
+    all frames under the kernel.
     """
     taps, stride = kernel.shape[0], strides[0]
     span = stride * ((x.shape[1] - taps) // stride) + 1
-    met = jnp.concatenate([x[:, tap : tap + span : stride] for tap in range(taps)], axis=-1)
+    frames = jnp.concatenate([x[:, tap : tap + span : stride] for tap in range(taps)], axis=-1)
     return convolutions.convolve_by_taps(
-        met, rearrange(kernel, "t h w i o -> 1 h w (t i) o"), (1, *strides[1:])
+        frames, rearrange(kernel, "t h w i o -> 1 h w (t i) o"), (1, *strides[1:])
     )
 
 
@@ -102,8 +100,8 @@ def measure(
     shapes: list[tuple[int, ...]],
     products: int,
 ) -> str:
-    """Of forward and backward; `products` is the number of multiply-adds of the forward pass that
-    are not by inserted zeros.
+    """Figures of the forward and the backward pass; `products` is the number of multiply-adds of
+    the forward pass, without those by inserted zeros.
     """
     loss = jax.jit(
         jax.value_and_grad(
@@ -112,9 +110,9 @@ def measure(
     )
     if TOPOLOGY.value:
         device = topologies.get_topology_desc(TOPOLOGY.value, platform="tpu").devices[0]
-        placed = jax.sharding.SingleDeviceSharding(device)
+        sharding = jax.sharding.SingleDeviceSharding(device)
         compiled = loss.lower(
-            *(jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=placed) for shape in shapes)
+            *(jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding) for shape in shapes)
         ).compile()
         count = compiled.cost_analysis()
         figures = (

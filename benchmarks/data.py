@@ -1,13 +1,12 @@
-"""How fast a set is prepared and read, against decoding the videos anew for each clip. Makes its
-own videos.
+"""Rates of preparing and reading a data set, beside decoding the videos again for each clip.
 
-    python -m benchmarks.data
+    python -m benchmarks.data [--folder=DIR]
 
 Rates are per second of processor time over all threads, that is per core, so other programs on the
 machine disturb them little. "Decoding the videos" seeks to the key frame before the window (x264's
-default is one in 250 frames) and decodes from there to the end of the window. The videos are of the
-size of UCF-101, moving shapes under film grain, so that neither codec has it easier than with real
-ones. With --folder it measures the videos of a folder instead.
+default is one in 250 frames) and decodes from there to the end of the window. The videos are those
+of the folder, or moving shapes in the size of UCF-101 under film grain, which is as hard for both
+codecs as real videos.
 """
 
 import argparse
@@ -20,9 +19,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from configs import base
-from mebt_jax.config import Config, from_config_dict
-from mebt_jax.data import pipeline, preparation, sources, token_cache
+from mebt_jax.config import Config, default_config, from_config_dict
+from mebt_jax.data import pipeline, record_folders, sources, token_cache
 from mebt_jax.data.worlds.moving_shapes import MovingShapes
 from mebt_jax.runtime import pictures
 
@@ -38,7 +36,7 @@ def main() -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="videos to use instead of made ones, each longer than 128 frames",
+        help="videos to use instead of drawn ones, each longer than 128 frames",
     )
     parser.add_argument("--clips", type=int, default=64, help="clips per measurement")
     parser.add_argument("--resolution", type=int, default=128)
@@ -53,11 +51,11 @@ def main() -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        help="measure that many worker processes instead, by the clock: on a quiet machine",
+        help="instead measure that many worker processes, by the clock: on a quiet machine",
     )
     options = parser.parse_args()
 
-    config = base.get_config()
+    config = default_config()
     config.data.resolution = options.resolution
     config.data.source = "folder"
     with tempfile.TemporaryDirectory() as temporary:
@@ -96,11 +94,11 @@ def main() -> None:
     print(f"moving shapes, 16 frames of 32x32: {drawn:.0f} clips/s per core")
 
 
-def write_videos(folder: Path, number: int) -> None:
+def write_videos(folder: Path, count: int) -> None:
     """mp4 files of VIDEO_FRAMES frames of VIDEO_SIZE x 4/3 VIDEO_SIZE."""
-    shapes = MovingShapes(number, VIDEO_FRAMES, VIDEO_SIZE, seed=0)
+    shapes = MovingShapes(count, VIDEO_FRAMES, VIDEO_SIZE, seed=0)
     rng = np.random.default_rng(0)
-    for i in range(number):
+    for i in range(count):
         video = np.pad(
             shapes[i]["video"], ((0, 0), (0, 0), (VIDEO_SIZE // 6,) * 2, (0, 0)), mode="reflect"
         ).astype(np.float32)
@@ -118,37 +116,31 @@ def measure_folder(config: Config, workdir: Path, num_clips: int, direct: float)
     sources.prepare(config, workdir)
     prepared = time.process_time() - start
     folder = sources.records_folder(config, workdir)
-    frames = sum(preparation.read_manifest(folder)["frames"].values())
+    frames = sum(record_folders.read_manifest(folder)["frames"].values())
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     batches = pipeline.train_batches(sources.open_sources(config, workdir), config, BATCH)
     ours = rate(lambda: next(batches), BATCH, num_clips)
     print(
         f"  quality {data.jpeg_quality}: {ours:.1f} clips/s per core, {ours / direct:.1f} times; "
-        "prepared at "
-        f"{frames / prepared:.0f} frames/s per core (checking included), {size / frames / 1e3:.1f} "
-        "kB a frame on disk"
+        f"prepared at {frames / prepared:.0f} frames/s per core (checking included), "
+        f"{size / frames / 1e3:.1f} kB a frame on disk"
     )
 
 
 def measure_workers(config: Config, workdir: Path, num_clips: int) -> None:
-    """Prints how many clips a second the worker processes hand over, as a training loop meets
-    them.
-    """
+    """Prints how many clips a second a training loop gets from the worker processes."""
     data = config.data
     sources.prepare(config, workdir)
     batches = pipeline.train_batches(sources.open_sources(config, workdir), config, BATCH)
     ours = rate(lambda: next(batches), BATCH, num_clips, clock=time.perf_counter)
     print(
         f"{data.frames} frames of {data.resolution}x{data.resolution}, quality "
-        f"{data.jpeg_quality}, {data.workers} workers: "
-        f"{ours:.1f} clips/s"
+        f"{data.jpeg_quality}, {data.workers} workers: {ours:.1f} clips/s"
     )
 
 
 def measure_tokens(config: Config, workdir: Path, num_clips: int, direct: float) -> None:
-    """Prints the rate of reading stored tokens; a tokenizer that takes no time stands in for a real
-    one.
-    """
+    """Prints the rate of reading stored tokens, of a fake tokenizer that takes no time."""
     opened = sources.open_sources(config, workdir)
     t, h, w = config.tokenizer.compression
     stored = token_cache.prepare(
@@ -165,8 +157,8 @@ def rate(
     num_clips: int,
     clock: Callable[[], float] = time.process_time,
 ) -> float:
-    """Clips per second, of processor time by default, after enough steps that what was made ahead
-    does not count.
+    """Clips per second, of processor time by default. Steps before the measurement use up the
+    batches that were prepared in advance.
     """
     for _ in range(pipeline.BATCHES_AHEAD + 1):
         step()
@@ -178,8 +170,8 @@ def rate(
 
 
 def direct_clips(paths: list[Path], frames: int, resolution: int) -> Iterator[np.ndarray]:
-    """Random windows decoded from the video files: seek to the key frame before, decode up to the
-    end of the window.
+    """Random windows decoded from the video files: seeks to the key frame before a window and
+    decodes up to its end.
     """
     rng = np.random.default_rng(0)
     while True:

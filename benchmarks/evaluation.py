@@ -1,12 +1,12 @@
-"""Time per thousand videos and peak memory of an evaluation, for few and for many videos. Draws its
-own clips.
+"""Time per thousand videos and peak memory of an evaluation, for few and for many videos. The clips
+are moving shapes.
 
     JAX_PLATFORMS=cpu python -m benchmarks.evaluation [--clips 2048] [--long_clips 512] [--i3d]
 
-Whole rows are `--stage=evaluate` of one folder of mp4 files against another, from decoding to the
-page, on as many files a side (links to a few different ones). Seconds are of the clock and, in
+Rows "whole" are `--stage=evaluate` of one folder of mp4 files against another, from decoding to the
+page, with that many files a side (links to a few different ones). Seconds are of the clock and, in
 brackets, of the processor over all threads, which other programs on the machine disturb less. Each
-row is a process of its own, so that its peak memory is its own.
+row runs in a process of its own, whose peak memory is that of the row alone.
 """
 
 import argparse
@@ -20,17 +20,17 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from configs import base
-from mebt_jax.config import MeshConfig, from_config_dict
+from mebt_jax.config import default_config, from_config_dict
 from mebt_jax.data.worlds.moving_shapes import MovingShapes
 from mebt_jax.metrics import results
+from mebt_jax.metrics.measures import Measure, compiled, measure_clips
 from mebt_jax.metrics.networks import i3d
-from mebt_jax.metrics.networks.extraction import Extractor, extract
 from mebt_jax.metrics.networks.random_features import random_features
 from mebt_jax.metrics.protocols import PROTOCOLS, ClipForm
 from mebt_jax.metrics.worlds import shapes_physics
 from mebt_jax.runtime import pictures
 from mebt_jax.runtime.mesh import make_mesh
+from mebt_jax.runtime.runtime_config import MeshConfig
 from mebt_jax.stages.evaluation import compare_folders
 
 RESOLUTION = 128
@@ -53,19 +53,18 @@ def main() -> None:
         "--row",
         nargs=3,
         metavar=("WHAT", "FRAMES", "CLIPS"),
-        help="one row alone, in this process: whole, random or i3d",
+        help="only this row, in this process: whole, random or i3d",
     )
     options = parser.parse_args()
     if options.row:
-        what, frames, clips = options.row
-        start, used = (whole if what == "whole" else features)(what, int(frames), int(clips))
+        kind, frames, clips = options.row
+        start, used = (whole if kind == "whole" else features)(kind, int(frames), int(clips))
         seconds, used = time.time() - start, time.process_time() - used
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
-            f"{what}: {clips} clips of {frames} frames of {RESOLUTION}x{RESOLUTION}: {seconds:.0f} "
-            f"s ({used:.0f}), "
-            f"{1000 * seconds / int(clips):.0f} s ({1000 * used / int(clips):.0f}) per 1000, peak "
-            f"memory {peak:.2f} GiB",
+            f"{kind}: {clips} clips of {frames} frames of {RESOLUTION}x{RESOLUTION}: {seconds:.0f} "
+            f"s ({used:.0f}), {1000 * seconds / int(clips):.0f} s "
+            f"({1000 * used / int(clips):.0f}) per 1000, peak memory {peak:.2f} GiB",
             flush=True,
         )
         return
@@ -87,7 +86,7 @@ def main() -> None:
 
 
 def whole(_: str, frames: int, clips: int) -> tuple[float, float]:
-    """Compares two folders; (clock, processor time) at its start, when the files lay there."""
+    """Compares two folders; returns (clock, processor time) at the start of the comparison."""
     with tempfile.TemporaryDirectory() as folder:
         for seed, side in enumerate(("real", "fake")):
             source = MovingShapes(DRAWN, frames, RESOLUTION, seed=seed)
@@ -97,34 +96,35 @@ def whole(_: str, frames: int, clips: int) -> tuple[float, float]:
                     pictures.write_mp4(path, source[i]["video"], 8)
                 else:
                     path.symlink_to(f"{i % DRAWN}.mp4")
-        config = base.get_config()
+        config = default_config()
         config.data.frames = frames
         config.evaluate.batch_size = BATCH[frames]
         config.evaluate.real, config.evaluate.fake = f"{folder}/real", f"{folder}/fake"
         config.mesh.data = 1
-        began = time.time(), time.process_time()
+        started = time.time(), time.process_time()
         compare_folders.run(from_config_dict(config), Path(folder))
-        return began
+        return started
 
 
 def features(network: str, frames: int, clips: int) -> tuple[float, float]:
-    """Features alone, of clips that lie in memory; (clock, processor time) at the start, when all
-    was compiled.
+    """Computes features of clips in memory; returns (clock, processor time) at the start, after
+    compilation.
     """
     source = MovingShapes(DRAWN, frames, RESOLUTION, seed=0)
     drawn = [source[i]["video"] for i in range(DRAWN)]
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, sequence=1, tensor=1))
     if network == "i3d":
         graphdef, weights = nnx.split(i3d.I3D(rngs=nnx.Rngs(0)))
-        extractor = Extractor(
+        measure = Measure(
             network, lambda w, video: i3d.i3d_logits(nnx.merge(graphdef, w), video), weights
         )
     else:
-        extractor = Extractor(network, lambda w, video: random_features(video))
-    extract([extractor], drawn[: BATCH[frames]], BATCH[frames], mesh)  # compiles
-    began = time.time(), time.process_time()
-    extract([extractor], (drawn[i % DRAWN] for i in range(clips)), BATCH[frames], mesh)
-    return began
+        measure = Measure(network, lambda w, video: random_features(video))
+    run = compiled({network: measure}, mesh)
+    measure_clips(run, drawn[: BATCH[frames]], BATCH[frames], mesh)  # compiles
+    started = time.time(), time.process_time()
+    measure_clips(run, (drawn[i % DRAWN] for i in range(clips)), BATCH[frames], mesh)
+    return started
 
 
 def distances() -> None:

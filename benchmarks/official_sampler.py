@@ -1,10 +1,10 @@
 """Worker of benchmarks/sampling.py and train_step.py: the official PyTorch program, timed in its
 own process and environment.
 
-    python benchmarks/official_sampler.py CHECKOUT MODEL
+    PYTHONPATH=CHECKOUT python -m benchmarks.official_sampler CHECKOUT MODEL
 
 Needs torch, numpy and einops. CHECKOUT is a checkout of github.com/Ugness/MeBT, MODEL a JSON object
-(see `Official`). Reads one JSON request a line and answers each with one line.
+(see `Official`). Reads a JSON request from each line and answers it with one line.
 """
 
 import ctypes
@@ -19,9 +19,7 @@ import numpy as np
 
 
 def random_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The weight of a parameter as a function of its official name, so that both programs have the
-    same ones.
-    """
+    """The weight of a parameter as a function of its official name, the same in both programs."""
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
     if len(shape) == 1:
         return (noise * 0.1 + name.endswith("weight")).astype(np.float32)
@@ -39,8 +37,8 @@ def memory_kib(field: str) -> int:
 
 
 def reset_peak() -> None:
-    """Begins VmHWM anew, after what was freed (by the compiler, say) and kept by malloc for later
-    has gone back to the system.
+    """Returns freed memory that malloc holds (the compiler's, say) to the system, and resets
+    VmHWM.
     """
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -50,7 +48,9 @@ class Official:
     """The official Net2NetTransformer with weights of `random_weight`."""
 
     def __init__(self, checkout: Path, model: dict) -> None:
-        """`model`: layers (official names), width, heads, latents, codes, grid, threads, device."""
+        """`model`: layers (official names), width, heads, latents, vocab_size, grid, threads,
+        device.
+        """
         import torch
 
         self.torch, self.grid, self.device = torch, model["grid"], model["device"]
@@ -60,8 +60,8 @@ class Official:
         cls = import_transformer(checkout)
         settings = {
             "unconditional": True,
-            "vocab_size": model["codes"],
-            "first_stage_vocab_size": model["codes"],
+            "vocab_size": model["vocab_size"],
+            "first_stage_vocab_size": model["vocab_size"],
             "block_size": tokens,
             "n_layer": len(model["layers"]),
             "n_head": model["heads"],
@@ -104,7 +104,7 @@ class Official:
         )
 
     def one_pass(self, kind: str, contexts: int, targets: int, top_k: int, batch: int) -> float:
-        """Seconds of one pass with these counts: model, draw, and choice of what to keep."""
+        """Seconds of one pass with these counts: model, sampling, choice of committed tokens."""
         torch, tokens = self.torch, int(np.prod(self.grid))
         positions = torch.stack([torch.randperm(tokens, device=self.device) for _ in range(batch)])
         context, target = positions[:, :contexts], positions[:, contexts : contexts + targets]
@@ -128,8 +128,8 @@ class Official:
         return self.clock() - start
 
     def whole(self, sample: dict, batch: int) -> float:
-        """Seconds of one batch of clips by the scripts' calls: bootstrap and draft, then the revise
-        rounds.
+        """Seconds of one batch of clips with the calls of the official scripts: bootstrap and
+        draft, then the revise rounds.
         """
         torch = self.torch
         x = torch.zeros((batch, *self.grid), dtype=torch.long, device=self.device)
@@ -168,7 +168,7 @@ class Official:
         return self.clock() - start
 
     def train_step(self, contexts: int, batch: int) -> float:
-        """Seconds of one whole step of its training with so many known tokens: loss, accuracies,
+        """Seconds of one whole training step with `contexts` known tokens: loss, accuracies,
         gradients, AdamW.
         """
         torch, tokens = self.torch, int(np.prod(self.grid))
@@ -199,7 +199,7 @@ class Official:
 
 
 def import_transformer(checkout: Path) -> type:
-    """The class Net2NetTransformer without what sampling does not use: training loop, video
+    """The class Net2NetTransformer without modules that sampling does not use: training loop, video
     readers, configuration files.
     """
     import torch
@@ -218,10 +218,8 @@ def import_transformer(checkout: Path) -> type:
     download = types.ModuleType("mebt.download")
     download.load_vqgan = None
     sys.modules |= {"pytorch_lightning": lightning, "mebt.download": download}
-    for name in (
-        "mebt",
-        "mebt.modules",
-    ):  # so that their __init__, which import everything, do not run
+    # Empty packages, since their own __init__ imports everything.
+    for name in ("mebt", "mebt.modules"):
         sys.modules[name] = types.ModuleType(name)
         sys.modules[name].__path__ = [str(checkout / name.replace(".", "/"))]
     for name in ("skvideo", "skvideo.io", "imageio", "PIL", "PIL.Image"):
@@ -230,14 +228,13 @@ def import_transformer(checkout: Path) -> type:
         sys.modules["skvideo.io"],
         sys.modules["PIL.Image"],
     )
-    sys.path.insert(0, str(checkout))
     from mebt.transformer import Net2NetTransformer
 
     return Net2NetTransformer
 
 
 class Settings(dict):
-    """What OmegaConf is to the official code: a mapping whose entries are attributes too."""
+    """Replaces OmegaConf in the official code: a mapping whose entries are attributes too."""
 
     def __getattr__(self, name: str):
         try:

@@ -1,7 +1,7 @@
 """Worker of benchmarks/tokenizer.py: the official PyTorch modules, timed in their own process and
 environment.
 
-    python benchmarks/official_tokenizer.py CHECKOUT SETTINGS
+    python -m benchmarks.official_tokenizer CHECKOUT SETTINGS
 
 Needs torch and numpy. CHECKOUT is a checkout of github.com/Ugness/MeBT, SETTINGS a JSON object (see
 `main`). Prints one JSON line for each kind of work: encode, decode, train.
@@ -18,8 +18,8 @@ from benchmarks.official_sampler import memory_kib, reset_peak
 
 
 def import_modules(checkout: Path) -> tuple[types.ModuleType, types.ModuleType]:
-    """mebt.vqgan and mebt.modules.codebook without what they do not need here: training loop, video
-    readers, VGG.
+    """mebt.vqgan and mebt.modules.codebook without modules that are not used here: training loop,
+    video readers, VGG.
     """
     import torch
 
@@ -32,10 +32,8 @@ def import_modules(checkout: Path) -> tuple[types.ModuleType, types.ModuleType]:
         sys.modules["skvideo.io"],
         sys.modules["PIL.Image"],
     )
-    for name in (
-        "mebt",
-        "mebt.modules",
-    ):  # so that their __init__, which import everything, do not run
+    # Empty packages, since their own __init__ imports everything.
+    for name in ("mebt", "mebt.modules"):
         sys.modules[name] = types.ModuleType(name)
         sys.modules[name].__path__ = [str(checkout / name.replace(".", "/"))]
     codebook = importlib.import_module("mebt.modules.codebook")
@@ -47,7 +45,7 @@ def import_modules(checkout: Path) -> tuple[types.ModuleType, types.ModuleType]:
 
 
 def main() -> None:
-    """Settings: batch, frames, side, hidden, codes, width, compression, runs, device."""
+    """Settings: batch, frames, side, hidden, codebook_size, width, compression, runs, device."""
     import torch
 
     settings = json.loads(sys.argv[2])
@@ -65,7 +63,7 @@ def main() -> None:
             "encoder": encoder,
             "before": vqgan.SamePadConv3d(top, width, 1),
             "after": vqgan.SamePadConv3d(width, top, 1),
-            "codebook": codebook_module.Codebook(settings["codes"], width),
+            "codebook": codebook_module.Codebook(settings["codebook_size"], width),
             "decoder": vqgan.Decoder(hidden, compression, 3),
         }
     ).to(device)
@@ -89,7 +87,7 @@ def main() -> None:
 
     def decode():
         with torch.no_grad():
-            embeddings = torch.nn.functional.embedding(codes, modules["codebook"].embeddings)
+            embeddings = torch.nn.functional.embedding(tokens, modules["codebook"].embeddings)
             return modules["decoder"](modules["after"](embeddings.movedim(-1, 1)))
 
     def train():
@@ -100,7 +98,7 @@ def main() -> None:
         optimizer.step()
 
     modules.eval()
-    codes = encode()
+    tokens = encode()
     reset_peak()
     before = memory_kib("VmRSS")
     for name, work in (("encode", encode), ("decode", decode), ("train", train)):

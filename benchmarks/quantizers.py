@@ -1,15 +1,14 @@
-"""Trains the four quantizers with the same number of codes on the same clips, and prints what each
-makes of them.
+"""Trains the four quantizers with the same number of codes on the same clips, and prints the
+quality and the code usage of each.
 
-    python -m benchmarks.quantizers [--folder DIR] [--steps N] [--batch B] [--kinds ema fsq] [--rate
-    R] [--entropy-weight W]
-                                    [--seeds 0 1 2]
+    python -m benchmarks.quantizers [--folder DIR] [--steps N] [--batch B] [--kinds ema fsq]
+                                    [--rate R] [--entropy-weight W] [--seeds 0 1 2]
 
-Without --folder on the moving shapes of configs/demo.py (512 codes), with it on real clips by
-configs/folder.py (4096 codes). With one seed all kinds see the same batches in the same order;
+Trains on the moving shapes of configs/demo.py (512 codes), or with --folder on real clips by
+configs/folder.py (4096 codes). With the same seed all kinds see the same batches in the same order;
 another seed draws other weights, codes and batches. "Spread" is the standard deviation of a step's
-PSNR over the last third of the steps: part of it is the difference of the batches, which is that of
-all kinds; what is more is unrest.
+PSNR over the last third of the steps. The part of it that comes from the batches is the same for
+all kinds; the rest is instability of the training.
 """
 
 import argparse
@@ -25,8 +24,7 @@ from mebt_jax.config import from_config_dict
 from mebt_jax.runtime import telemetry
 from mebt_jax.stages import data, tokenizer
 
-# Fields of each kind for 512 codes, then for 4096: the grids of fsq have few levels below 5, as its
-# paper advises.
+# Fields of each kind for 512 codes, then for 4096. The fsq paper advises at least 5 levels.
 KINDS = {
     "ema": ({}, {}),
     "gradient": ({}, {}),
@@ -83,21 +81,21 @@ def main() -> None:
             data.run(config, workdir)
             tokenizer.run(config, workdir)
             records = telemetry.read_metrics(workdir / "tokenizer" / "metrics.jsonl")
-            curve = np.array(
-                [record["train/psnr"] for record in records if "train/psnr" in record]
-            )  # [steps], dB
+            # [steps], dB
+            curve = np.array([record["train/psnr"] for record in records if "train/psnr" in record])
             last = curve[-(len(curve) // 3) :]
             value = {
-                name.removeprefix("validation/"): number
+                name.removeprefix("validation/"): metric
                 for record in records
-                for name, number in record.items()
+                for name, metric in record.items()
                 if name.startswith("validation/")
             }
             training = config.tokenizer.training
             print(
                 f"{kind:10s}{seed:4d}{training.steps:7d} x "
                 f"{training.batch_size:5d}{value['psnr']:13.2f}{last.mean():13.2f}"
-                f"{last.std():11.3f}{100 * value['usage']:5.0f}%{value['perplexity']:12.1f}{100 * value['dead']:5.1f}%",
+                f"{last.std():11.3f}{100 * value['usage']:5.0f}%{value['perplexity']:12.1f}"
+                f"{100 * value['dead']:5.1f}%",
                 flush=True,
             )
 

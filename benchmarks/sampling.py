@@ -1,21 +1,21 @@
-"""Time, memory and arithmetic of decoding, against the official program on the same machine and
-against itself without savings.
+"""Time, memory and arithmetic of decoding, beside the official program on the same machine, and
+beside this program without the savings of its cache.
 
     python -m benchmarks.sampling --preset=sky16 --whole
     python -m benchmarks.sampling --preset=ucf128 --official=CHECKOUT --official-python=PYTHON
 
 CHECKOUT is a checkout of github.com/Ugness/MeBT, PYTHON an interpreter with torch, numpy and
 einops; both programs get the same random weights, and are timed in turn. `--whole` times whole
-clips; otherwise single passes of each kind are timed and the time of a clip is their sum over all
-passes of the plan, drafts between the measured ones by their number of targets. Times do not
-include compilation; memory is the peak of the process beyond the weights, while it decodes.
+clips. Otherwise some passes of each kind are timed, and the time of a clip is the sum over all
+passes of the plan, interpolated for drafts by their number of targets. Times do not include
+compilation; memory is the peak of the process beyond the weights while it decodes.
 """
 
 import argparse
 import dataclasses
 import importlib
 import json
-import math
+import os
 import subprocess
 import sys
 import time
@@ -29,18 +29,21 @@ from flax import nnx
 from benchmarks.official_sampler import memory_kib, random_weight, reset_peak
 from mebt_jax.config import Config, from_config_dict
 from mebt_jax.interop.mebt_weights import transformer_from_official
+from mebt_jax.methods import METHODS
 from mebt_jax.methods.masked import cost, decode
+from mebt_jax.methods.masked.orders import Grid
+from mebt_jax.methods.masked.passes import DecodeState, PassInputs
 from mebt_jax.methods.masked.plan import (
     BOOTSTRAP,
     DRAFT,
     REVISE,
     Pass,
     Plan,
-    build_plan,
     programs,
     shared_sizes,
 )
-from mebt_jax.stages.prior import abstract_transformer
+from mebt_jax.methods.sampling_keys import clip_keys
+from mebt_jax.methods.trained_prior import abstract_prior
 
 OFFICIAL_LAYERS = {
     "encode": "latent_enc",
@@ -52,65 +55,61 @@ SHORT_LAYERS = ("encode", "latent") * 2 + ("encode",) + ("decode", "update") * 2
 
 
 class Ours:
-    """The sampler of this project, asked in the same way as the official worker."""
+    """The sampler of this project, with the methods of the official worker."""
 
     def __init__(
-        self, config: Config, plan: Plan, params: nnx.State, batch: int, plain: bool
+        self,
+        plan: Plan,
+        grid: Grid,
+        graphdef: nnx.GraphDef,
+        params: nnx.State,
+        batch: int,
+        plain: bool,
     ) -> None:
-        self.config, self.plan, self.params, self.plain = config, plan, params, plain
-        self.graphdef, _ = abstract_transformer(config)
-        self.keys = decode.clip_keys(0, jnp.arange(batch))
+        self.plan, self.grid, self.plain = plan, grid, plain
+        self.graphdef, self.params = graphdef, params
+        self.keys = clip_keys(0, jnp.arange(batch))
         reset_peak()
         self.weights_kib = memory_kib("VmRSS")
-        tokens = jnp.zeros((batch, plan.num_tokens), jnp.int32)
-        self._start = lambda: decode.start(
-            self.graphdef,
-            params,
-            self.keys,
-            tokens,
-            tokens > 0,
-            plan=plan,
-            grid=config.grid,
-            plain=plain,
-            sharding=None,
-        )
 
     def whole(self) -> float:
         start = time.perf_counter()
         jax.block_until_ready(
             decode.decode(
-                self.graphdef, self.params, self.plan, self.config.grid, self.keys, plain=self.plain
+                self.graphdef, self.params, self.plan, self.grid, self.keys, plain=self.plain
             )
         )
         return time.perf_counter() - start
 
     def one_pass(self, index: int) -> float:
-        """Compiles if it must, then times the pass of this number."""
-        one, sizes, state = self.plan.passes[index], shared_sizes(self.plan)[index], self._start()
-        by_confidence = one.kind == DRAFT and self.plan.order == "confidence"
+        """Seconds of the pass of this index, after compilation."""
+        step, sizes, state = self.plan.passes[index], shared_sizes(self.plan)[index], self._start()
+        spec = decode.pass_spec(self.plan, step, sizes, plain=self.plain)
+        inputs = PassInputs.of(index, step)
         for _ in range(2):
             jax.block_until_ready(state)
             reset_peak()
             start = time.perf_counter()
-            state, _ = decode.pass_on(jax.default_backend())(
-                self.graphdef,
-                self.params,
-                state,
-                self.keys,
-                decode.pass_inputs(index, one),
-                kind=one.kind,
-                sizes=sizes,
-                by_confidence=by_confidence,
-                num_known=0,
-                partitions=self.plan.partitions,
-                top_k=self.plan.top_k,
-                top_p=self.plan.top_p,
-                block=decode.LOGITS_BLOCK,
-                sharding=None,
+            state, _ = decode.pass_program(None)(
+                self.graphdef, self.params, state, self.keys, None, inputs, spec=spec
             )
             jax.block_until_ready(state)
             seconds = time.perf_counter() - start
         return seconds
+
+    def _start(self) -> DecodeState:
+        tokens = jnp.zeros((len(self.keys), self.plan.num_tokens), jnp.int32)
+        return decode.start_program(None)(
+            self.graphdef,
+            self.params,
+            self.keys,
+            tokens,
+            tokens > 0,
+            None,
+            plan=self.plan,
+            grid=self.grid,
+            plain=self.plain,
+        )
 
     @property
     def peak_kib(self) -> int:
@@ -123,30 +122,32 @@ class Ours:
 
 
 class OfficialProcess:
-    """The worker in its own process, which waits while we are timed."""
+    """The official worker in its own process, which waits while this program is timed."""
 
     def __init__(self, python: str, checkout: str, config: Config, threads: int) -> None:
-        model = config.transformer
-        described = {
+        model, checkout = config.backbone, str(Path(checkout).absolute())
+        description = {
             "layers": [OFFICIAL_LAYERS[kind] for kind in model.layers],
             "width": model.width,
             "heads": model.heads,
             "threads": threads,
-            "latents": model.latents,
-            "codes": config.tokenizer.codes,
+            "latents": model.num_latents,
+            "vocab_size": config.tokenizer.codebook_size,
             "grid": config.grid,
             "device": "cpu" if jax.default_backend() == "cpu" else "cuda",
         }
-        worker = str(Path(__file__).with_name("official_sampler.py"))
+        worker = [python, "-W", "ignore", "-m", "benchmarks.official_sampler"]
         self._process = subprocess.Popen(
-            [python, "-W", "ignore", worker, checkout, json.dumps(described)],
+            [*worker, checkout, json.dumps(description)],
+            cwd=Path(__file__).parents[1],
+            env=os.environ | {"PYTHONPATH": checkout},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         self.shapes = self._answer()["shapes"]
 
-    def ask(self, **request: object) -> dict:
+    def request(self, **request: object) -> dict:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self._answer()
@@ -155,11 +156,13 @@ class OfficialProcess:
         for line in self._process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        raise SystemExit("the official program's worker ended; its message is above")
+        raise SystemExit("The worker of the official program has ended; its error is above.")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parsed_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--preset",
         default="ucf128",
@@ -188,18 +191,25 @@ def main() -> None:
     )
     parser.add_argument("--official", default="")
     parser.add_argument("--official-python", default=sys.executable)
-    options = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    options = parsed_options()
     config = from_config_dict(importlib.import_module(f"configs.{options.preset}").get_config())
-    model = dataclasses.replace(config.transformer, dtype=options.dtype)
+    model = dataclasses.replace(config.backbone, dtype=options.dtype)
     if options.layers == 10:
         model = dataclasses.replace(model, layers=SHORT_LAYERS)
-    config = dataclasses.replace(
-        config, transformer=model, sample=dataclasses.replace(config.sample, order=options.order)
-    )
-    plan = build_plan(config.sample, math.prod(config.grid))
+    decoding = dataclasses.replace(config.decoding, order=options.order)
+    config = dataclasses.replace(config, backbone=model, decoding=decoding)
+    method = METHODS[config.method.kind].from_config(config)
+    plan, (graphdef, params) = method.plan(), abstract_prior(method)
+    flops = {
+        name: cost.plan_flops(graphdef, params, plan, config.grid, plain=plain)
+        for name, plain in (("ours", False), ("ours, plain", True))
+    }
     peak = matmul_peak(options.dtype)
-    report_arithmetic(config, plan, peak)
+    report_arithmetic(config, plan, flops, peak)
 
     official = None
     if options.official:
@@ -209,20 +219,18 @@ def main() -> None:
         weights = {
             name: random_weight(name, tuple(shape)) for name, shape in official.shapes.items()
         }
-        params = jax.device_put(
-            transformer_from_official(weights, model)
-        )  # once, not in every call
-        jax.block_until_ready(params)
+        params = jax.device_put(transformer_from_official(weights, model))
         del weights
     else:
-        graphdef, abstract = abstract_transformer(config)
         params = jax.tree.map(
-            lambda leaf: 0.02 * jax.random.normal(jax.random.key(0), leaf.shape), abstract
+            lambda leaf: 0.02 * jax.random.normal(jax.random.key(0), leaf.shape), params
         )
     jax.block_until_ready(params)
-    ours = {"ours": Ours(config, plan, params, options.batch, plain=False)}
-    if options.plain:
-        ours["ours, plain"] = Ours(config, plan, params, options.batch, plain=True)
+    ours = {
+        name: Ours(plan, config.grid, graphdef, params, options.batch, plain)
+        for name, plain in (("ours", False), ("ours, plain", True))
+        if options.plain or not plain
+    }
     measure = whole_clips if options.whole else passes
     for repeat in range(options.repeats):
         seconds, memory = measure(config, plan, ours, official, options)
@@ -230,31 +238,26 @@ def main() -> None:
             f"run {repeat}: seconds for {options.batch} clip(s), and peak memory beyond the weights"
         )
         for name, value in seconds.items():
-            flops = options.batch * cost.plan_flops(
-                model, config.tokenizer.codes, plan, plain=name != "ours", padded="ours" in name
-            )
-            print(
+            line = (
                 f"  {name:12s} {value:9.2f} s  {memory[name] / 2**20:6.2f} GiB  "
-                f"{100 * flops / value / peak:5.1f} % of the "
-                f"matmul peak  {value / seconds['ours']:5.2f} times ours"
+                f"{value / seconds['ours']:5.2f} times ours"
             )
+            if name in flops:
+                share = options.batch * flops[name] / value / peak
+                line += f"  {100 * share:5.1f} % of the matmul peak"
+            print(line, flush=True)
 
 
-def report_arithmetic(config: Config, plan: Plan, peak: float) -> None:
-    count = lambda **how: (
-        cost.plan_flops(config.transformer, config.tokenizer.codes, plan, **how) / 1e12
-    )  # noqa: E731
-    full, ours = count(plain=True, padded=False), count()
+def report_arithmetic(config: Config, plan: Plan, flops: dict[str, int], peak: float) -> None:
+    ours, plain = flops["ours"], flops["ours, plain"]
     print(
-        f"{config.name}, {len(config.transformer.layers)} layers, {plan.num_tokens} tokens: "
-        f"{plan.num_passes} passes by "
-        f"{len(programs(plan))} programs; largest matrix product of this machine {peak / 1e9:.1f} "
-        "GFLOP/s"
+        f"{config.name}, {len(config.backbone.layers)} layers, {plan.num_tokens} tokens: "
+        f"{plan.num_passes} passes by {len(programs(plan))} programs; largest matrix product of "
+        f"this machine {peak / 1e9:.1f} GFLOP/s"
     )
     print(
-        f"  TFLOP per clip: {full:.1f} with everything computed anew, {count(padded=False):.1f} "
-        "with what is needed, "
-        f"{ours:.1f} with padding: {100 * (1 - ours / full):.1f} % fewer"
+        f"  TFLOP per clip, padding included: {plain / 1e12:.1f} without the cache, "
+        f"{ours / 1e12:.1f} with it: {100 * (1 - ours / plain):.1f} % fewer"
     )
 
 
@@ -286,8 +289,8 @@ def whole_clips(
         reset_peak()
         seconds[name], memory[name] = program.whole(), program.peak_kib
     if official is not None:
-        answer = official.ask(
-            do="whole", sample=dataclasses.asdict(config.sample), batch=options.batch
+        answer = official.request(
+            do="whole", sample=dataclasses.asdict(config.decoding), batch=options.batch
         )
         seconds["official"], memory["official"] = answer["seconds"], answer["peak_kib"]
     return seconds, memory
@@ -300,22 +303,22 @@ def passes(
     official: OfficialProcess | None,
     options: argparse.Namespace,
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """Seconds of a whole batch put together from timed passes, and the peak KiB of any of them."""
+    """Seconds of a whole batch from the times of some passes, and the peak KiB of any of them."""
     chosen = chosen_passes(plan, options.drafts)
     names = [*ours, *(["official"] if official else [])]
     timed: dict[str, dict[int, float]] = {name: {} for name in names}
     memory = dict.fromkeys(names, 0)
     for index in chosen:
-        one = plan.passes[index]
+        step = plan.passes[index]
         for name in names:
             if name == "official":
-                answer = official.ask(
+                answer = official.request(
                     do="one_pass",
-                    kind=one.kind,
-                    contexts=one.contexts,
-                    targets=one.targets,
+                    kind=step.kind,
+                    contexts=step.contexts,
+                    targets=step.targets,
                     batch=options.batch,
-                    top_k=plan.top_k if one.kind == DRAFT else 0,
+                    top_k=plan.top_k if step.kind == DRAFT else 0,
                 )
                 timed[name][index], peak = answer["seconds"], answer["peak_kib"]
             else:
@@ -323,7 +326,7 @@ def passes(
                 peak = ours[name].peak_kib
             memory[name] = max(memory[name], peak)
         print(
-            f"  {one.kind:9s} {one.contexts:5d} contexts {one.targets:5d} targets: "
+            f"  {step.kind:9s} {step.contexts:5d} contexts {step.targets:5d} targets: "
             + ", ".join(f"{name} {timed[name][index]:.2f} s" for name in names),
             flush=True,
         )
@@ -333,7 +336,7 @@ def passes(
 def chosen_passes(plan: Plan, drafts: int) -> list[int]:
     """One bootstrap, `drafts` drafts from first to last, one revise pass."""
     of_kind = {
-        kind: [i for i, one in enumerate(plan.passes) if one.kind == kind]
+        kind: [i for i, step in enumerate(plan.passes) if step.kind == kind]
         for kind in (BOOTSTRAP, DRAFT, REVISE)
     }
     every = of_kind[DRAFT]
@@ -342,8 +345,8 @@ def chosen_passes(plan: Plan, drafts: int) -> list[int]:
 
 
 def summed(plan: Plan, timed: dict[int, float]) -> float:
-    """Seconds of all passes from those of some: drafts by interpolation over their targets, others
-    alike within a kind.
+    """Seconds of all passes from those of some: interpolated over the number of targets for drafts,
+    the same for all passes of another kind.
     """
 
     def targets_and_seconds(kind: str) -> list[tuple[int, float]]:
@@ -353,11 +356,11 @@ def summed(plan: Plan, timed: dict[int, float]) -> float:
             if plan.passes[i].kind == kind
         )
 
-    def seconds(one: Pass) -> float:
-        known = targets_and_seconds(one.kind)
-        return float(np.interp(one.targets, *zip(*known)))
+    def seconds(step: Pass) -> float:
+        known = targets_and_seconds(step.kind)
+        return float(np.interp(step.targets, *zip(*known)))
 
-    return sum(seconds(one) for one in plan.passes)
+    return sum(seconds(step) for step in plan.passes)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the physics of moving shapes gives for held-out clips as they are and broken in known ways,
-as a table.
+"""Scores of the physics of moving shapes, for held-out clips and for clips with known defects, as a
+table.
 
-JAX_PLATFORMS=cpu python -m benchmarks.shapes_physics [--clips 32] [--resolution 32]
+    JAX_PLATFORMS=cpu python -m benchmarks.shapes_physics [--clips 32] [--resolution 32]
 """
 
 import argparse
@@ -43,9 +43,9 @@ def main() -> None:
         "first frame held": np.repeat(real[:, :1], FRAMES, axis=1),
     }
     print(
-        f"| clips ({options.clips} held-out ones, {FRAMES} frames of "
-        f"{options.resolution}x{options.resolution}) | "
-        f"{' | '.join(COLUMNS)} |\n|{'---|' * (1 + len(COLUMNS))}"
+        f"| clips ({options.clips} held out, {FRAMES} frames of "
+        f"{options.resolution}x{options.resolution}) | {' | '.join(COLUMNS)} |\n"
+        f"|{'---|' * (1 + len(COLUMNS))}"
     )
     for name, videos in kinds.items():
         scores = shapes_physics.physics(videos)

@@ -4,11 +4,11 @@ modules in the same run.
     python -m benchmarks.tokenizer [--official CHECKOUT --official-python PYTHON] [--side 128
     --frames 16 --hidden 32]
 
-CHECKOUT is a checkout of github.com/Ugness/MeBT, PYTHON an interpreter with torch and numpy. A
-train step is encoder, codebook, decoder, L1 and commitment, gradients and Adam, and the codebook's
-running averages; no LPIPS, no discriminators, in both programs. Each program runs in its own
-process, one after the other; times are the least of several runs without compilation; memory is the
-peak of the process beyond what it held before the first timed run.
+CHECKOUT is a checkout of github.com/Ugness/MeBT, PYTHON an interpreter with torch and numpy. In
+both programs a train step is encoder, codebook, decoder, L1 and commitment, gradients and Adam, and
+the codebook's running averages, without LPIPS and discriminators. Each program runs in its own
+process, one after the other. Times are the least of several runs without compilation; memory is the
+peak of the process beyond its memory before the first timed run.
 """
 
 import argparse
@@ -22,14 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from benchmarks.official_sampler import memory_kib, reset_peak
 from configs import base
 from mebt_jax.config import Config, from_config_dict
-from mebt_jax.runtime.compilation import frugal_options
-from mebt_jax.stages import prior
+from mebt_jax.runtime.compilation import low_memory_compiler_options
 from mebt_jax.stages import tokenizer as stage
+from mebt_jax.tokenizer import latent_space
 
 WORKS = ("encode", "decode", "train")
 
@@ -41,7 +43,6 @@ def measure_ours(config: Config, runs: int) -> None:
     state = jax.jit(functools.partial(stage.create_state, config, parts))(
         jax.random.key(0), jax.random.key(1)
     )
-    graphdef, params = parts.graphdef, state.params
     size = (
         settings.training.batch_size,
         config.data.frames,
@@ -49,24 +50,25 @@ def measure_ours(config: Config, runs: int) -> None:
         config.data.resolution,
         3,
     )
-    video = jax.numpy.asarray(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
+    video = jnp.asarray(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
     key = jax.random.key(2)
 
+    variables = nnx.merge_state(state.params, state.model_state)
     encode = compiled(
-        functools.partial(prior.encode_clips, graphdef=graphdef), params, state.statistics, video
+        functools.partial(latent_space.encode_video, parts.graphdef), variables, video
     )
-    codes = encode(params, state.statistics, video)
+    tokens = encode(variables, video)
     decode = compiled(
-        functools.partial(prior.decode_clips, graphdef=graphdef), params, state.statistics, codes
+        functools.partial(latent_space.decode_tokens, parts.graphdef), variables, tokens
     )
     step = functools.partial(stage.train_step, parts=parts, config=settings)
     train = (
         jax.jit(step, donate_argnums=0)
         .lower(state, video, key)
-        .compile(compiler_options=frugal_options(jax.default_backend()))
+        .compile(compiler_options=low_memory_compiler_options(jax.default_backend()))
     )
     reset_peak()
-    before, kept = memory_kib("VmRSS"), (params, state.statistics)
+    before = memory_kib("VmRSS")
 
     def trained() -> Any:
         nonlocal state
@@ -74,13 +76,13 @@ def measure_ours(config: Config, runs: int) -> None:
         return metrics
 
     works = {
-        "encode": lambda: encode(*kept, video),
-        "decode": lambda: decode(*kept, codes),
+        "encode": lambda: encode(variables, video),
+        "decode": lambda: decode(variables, tokens),
         "train": trained,
     }
     for name in WORKS:
         if name == "train":
-            kept = None  # the step overwrites them
+            variables = None  # the step overwrites them
         seconds = []
         reset_peak()
         for _ in range(runs + 1):
@@ -108,8 +110,8 @@ def lines_of(command: list[str]) -> dict[str, dict]:
     output = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
     ).stdout
-    found = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    return {entry["work"]: entry for entry in found}
+    entries = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    return {entry["work"]: entry for entry in entries}
 
 
 def main() -> None:
@@ -122,7 +124,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--hidden", type=int, default=32)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--codes", type=int, default=16_384)
+    parser.add_argument("--codebook-size", type=int, default=16_384)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--ours", action="store_true", help="only the worker of this project")
@@ -131,7 +133,11 @@ def main() -> None:
     values = base.get_config()
     values.data.frames, values.data.resolution = options.frames, options.side
     values.tokenizer.update(
-        {"hidden": options.hidden, "codes": options.codes, "dtype": options.dtype}
+        {
+            "hidden": options.hidden,
+            "codebook_size": options.codebook_size,
+            "dtype": options.dtype,
+        }
     )
     values.tokenizer.training.batch_size = options.batch
     values.tokenizer.training.ema_decay = 0.0  # the official program averages no weights
@@ -149,7 +155,7 @@ def main() -> None:
             "frames": options.frames,
             "side": options.side,
             "hidden": options.hidden,
-            "codes": options.codes,
+            "codebook_size": options.codebook_size,
             "width": config.tokenizer.code_width,
             "compression": config.tokenizer.compression,
             "runs": options.runs,
@@ -158,14 +164,18 @@ def main() -> None:
         official = lines_of(
             [
                 options.official_python,
-                "benchmarks/official_tokenizer.py",
+                "-m",
+                "benchmarks.official_tokenizer",
                 options.official,
                 json.dumps(settings),
             ]
         )
     frames = options.batch * options.frames
     for work in WORKS:
-        line = f"{work:7s} ours {frames / ours[work]['seconds']:7.2f} frames/s, peak {ours[work]['peak_kib'] / 2**20:.2f} GiB"
+        line = (
+            f"{work:7s} ours {frames / ours[work]['seconds']:7.2f} frames/s, peak "
+            f"{ours[work]['peak_kib'] / 2**20:.2f} GiB"
+        )
         if official:
             theirs = official[work]
             line += (

@@ -5,38 +5,35 @@
 DIR holds long videos in any form that configs/folder.py takes; those shorter than 1,024 frames are
 left out. Nothing but the position table grows with the length: a clip of 1,024 frames costs what
 eight of 128 cost. Expected hardware: 16 TPU v5e chips, four to a clip; on more, raise the batch
-size or lower accumulation (docs/scaling.md). Give config.tokenizer.checkpoint, a tokenizer trained
-on short clips: it is convolutional, and the codes are stored once.
+size or lower microbatches (docs/scaling.md). Give config.tokenizer.checkpoint, a tokenizer trained
+on short clips: it is convolutional, and the tokens are stored once.
 """
+
+import dataclasses
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mebt_jax.config import default_config
+from mebt_jax.methods.masked.presets import PRESETS
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
+    config = default_config()
     config.name = "long1024"
     config.data.source = "folder"
     config.data.frames = 1024
     config.data.record_frames = 1024
     config.data.tokens = True
 
-    config.transformer.training.batch_size = 16
-    config.transformer.training.accumulation = 4
+    config.prior.training.batch_size = 16
+    config.prior.training.microbatches = 4
     # The interval grows by a latent frame every so many steps: the same number of steps to the full
     # length as ucf128.
-    config.masking.interval_schedule = "clip"
-    config.masking.interval_alpha = 12_500.0
+    config.method.interval_schedule = "gaussian_clipped"
+    config.method.interval_alpha = 12_500.0
     config.mesh.sequence = 4
 
     config.sample.batch_size = 4
-    config.sample.draft_steps = 32
-    config.sample.choice_temperature = 2.0
-    config.sample.top_k = 32
-    config.sample.bootstrap_steps = 64
-    config.sample.revise_rounds = 2
-    config.sample.revise_partitions = 32
-    config.sample.revise_temperature = 0.1
+    config.decoding.update(dataclasses.asdict(PRESETS["ucf128"]))
     config.evaluate.batch_size = 4
     return config

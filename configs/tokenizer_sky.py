@@ -11,11 +11,11 @@ takes it.
 
 from ml_collections import ConfigDict
 
-from configs import tokenizer_ucf
+from mebt_jax.config import config_beside
 
 
 def get_config() -> ConfigDict:
-    config = tokenizer_ucf.get_config()
+    config = config_beside(__file__, "tokenizer_ucf.py")
     config.name = "tokenizer_sky"
     config.data.source = "sky_timelapse"
     return config

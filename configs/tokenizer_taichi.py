@@ -11,14 +11,14 @@ takes it.
 
 from ml_collections import ConfigDict
 
-from configs import tokenizer_ucf
+from mebt_jax.config import config_beside
 
 
 def get_config() -> ConfigDict:
-    config = tokenizer_ucf.get_config()
+    config = config_beside(__file__, "tokenizer_ucf.py")
     config.name = "tokenizer_taichi"
     config.data.source = "taichi_hd"
-    # TATS's README: every fourth frame, also for a tokenizer that then codes all of them
+    # TATS's README: every fourth frame, also for a tokenizer that then encodes all of them
     # (taichi128).
     config.data.frame_stride = 4
     return config

@@ -14,11 +14,11 @@ FVD of 162 for TATS's own.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mebt_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
+    config = default_config()
     config.name = "tokenizer_ucf"
     config.data.source = "ucf101"
     config.data.frames = 16
@@ -37,14 +37,14 @@ def use_recipe(tokenizer: ConfigDict) -> None:
     tokenizer.commitment_weight = 0.25
     tokenizer.perceptual_weight = 4.0
     # The official codebook moves by 0.01 in both halves of a step and in each of its six
-    # accumulated pieces.
+    # microbatches.
     tokenizer.codebook_decay = 0.99**12
     # --no_random_restart; the program's default is 1.
     tokenizer.restart_threshold = 0.0
 
     adversarial = tokenizer.adversarial
     adversarial.frame_weight = 1.0
-    adversarial.clip_weight = 1.0
+    adversarial.video_weight = 1.0
     adversarial.feature_weight = 4.0
     adversarial.loss = "hinge"
     adversarial.start = 10_000
@@ -58,10 +58,10 @@ def use_recipe(tokenizer: ConfigDict) -> None:
     training.steps = 2_000_000
     # Two clips on each of eight GPUs, accumulated six times.
     training.batch_size = 96
-    training.accumulation = 6
+    training.microbatches = 6
     # 3e-5, which the program multiplies by accumulation * GPUs / 8 * batch / 4
     # (scripts/train_vqgan.py:26).
     training.learning_rate = 9e-5
     adversarial.learning_rate = 9e-5
-    training.clip_norm = 1.0
+    training.grad_clip_norm = 1.0
     training.beta1, training.beta2 = 0.5, 0.9

@@ -1,4 +1,5 @@
-# Sourced by the launchers. `run [exec] CMD ARG...` runs a command; with dry_run=1 it prints it instead, quoted for a shell.
+# Sourced by the launchers. `run [exec] CMD ARG...` runs a command; with dry_run=1 it prints the command
+# instead, quoted for a shell.
 # shellcheck shell=bash
 run() {
     if [ "${dry_run:-0}" = 1 ]; then
@@ -10,7 +11,7 @@ run() {
     fi
 }
 
-# `fail SENTENCE` says what to do differently and leaves.
+# `fail SENTENCE` prints the problem with its fix, and exits.
 fail() {
     echo "$0: $1" >&2
     exit 2

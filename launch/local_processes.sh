@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts one run as N processes on this machine, to try out what a cluster does:
+# Starts one run as N processes on this machine, to try a run of several processes without a cluster:
 #   launch/local_processes.sh [--dry-run] N --config=configs/demo.py [flags of mebt_jax.main]
 # SIGTERM or Ctrl-C reaches all of them.
 set -euo pipefail

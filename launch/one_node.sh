@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs mebt_jax.main on the GPUs of this machine, one process for all of them, which is what JAX wants on one node:
+# Runs mebt_jax.main on the GPUs of this machine; one process uses all of them, as JAX needs it on one node:
 #   launch/one_node.sh [--dry-run] [--gpus=0,1,2,3] --config=configs/ucf128.py [flags of mebt_jax.main]
-# Without --gpus all GPUs are used. After SIGTERM the run has saved itself, and the same command goes on.
+# Without --gpus all GPUs are used. At SIGTERM the run saves its state; the same command goes on from there.
 set -euo pipefail
 # shellcheck source=launch/dry_run.sh
 source "$(dirname "$0")/dry_run.sh"
@@ -21,6 +21,6 @@ if [ -z "$gpus" ]; then
     [ -n "$gpus" ] || fail "nvidia-smi lists no GPU; check the driver"
 fi
 echo "GPUs $gpus" >&2
-# By default JAX takes only three quarters of a GPU's memory. exec: signals go to the run itself.
+# JAX's default is three quarters of a GPU's memory. With exec, signals go to the run itself.
 run exec env CUDA_VISIBLE_DEVICES="$gpus" XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}" \
     python -m mebt_jax.main "$@"

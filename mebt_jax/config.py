@@ -1,232 +1,100 @@
-"""Configuration: `ml_collections` at the edge, frozen dataclasses inside.
+"""The configuration of a run: `ml_collections` at the edge, frozen dataclasses inside.
 
-A file in `configs/` builds a ConfigDict that holds every field of `Config` (see `configs/base.py`,
-which also says what each field means and its unit). `from_config_dict` turns it into the
-dataclasses below once, at start-up; everything after that reads attributes of frozen dataclasses,
-so a misspelt or ill-typed field can only fail here, by name.
+Every field stands once, with its default, doc and allowed values, on a frozen dataclass in the
+package that uses it (`*_config.py`; `config_fields.field`). This file composes them. A config file
+starts from `default_config()`, a ConfigDict of all fields at their defaults, and changes what
+differs; `from_config_dict` turns it into the dataclasses once, at start-up. Everything after that
+reads attributes of frozen dataclasses, so a misspelt or ill-typed field can only fail here, by
+name. `python -m mebt_jax.main --config=FILE --help_fields` prints all fields.
 """
 
 import dataclasses
 import difflib
 import hashlib
+import importlib.util
 import json
-import math
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mebt_jax.data.data_config import DATA_SOURCES, DataConfig, check_data
+from mebt_jax import earlier_versions
+from mebt_jax.config_fields import field, lazy_field, walk
+from mebt_jax.data.data_config import DataConfig
 from mebt_jax.errors import UserError
-
-BLOCK_KINDS = ("encode", "latent", "update", "decode", "full", "maskgit")
-QUANTIZERS = ("ema", "gradient", "fsq", "lfq")
-NORMS = ("group", "token", "batch")
-ADVERSARIAL_LOSSES = ("hinge", "vanilla")
-FLAVOURS = ("paper", "modern")
-REMAT_POLICIES = ("none", "block", "asking", "dots")
-ATTENTIONS = ("kernel", "sums")
-DTYPES = ("float32", "bfloat16")
-TASKS = ("generate", "predict", "interpolate", "fill", "extend", "edit")
-FORMATS = ("mp4", "gif", "npz", "frames")
-ORDERS = ("confidence", "random", "halton")
-RATIO_SCHEDULES = (
-    "linear",
-    "cosine",
-    "cosine_plus",
-    "quadratic",
-    "square",
-    "cube",
-    "sqrt",
-    "convex",
-)
-INTERVAL_SCHEDULES = ("clip", "renormalized", "uniform", "longest")
-LEARNING_RATE_DECAYS = ("constant", "cosine")
+from mebt_jax.metrics.evaluate_config import EvaluateConfig
+from mebt_jax.runtime.runtime_config import MeshConfig, RuntimeConfig, TrainingConfig
+from mebt_jax.tasks.sample_config import SampleConfig
+from mebt_jax.tokenizer.tokenizer_config import TokenizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-    steps: int
-    batch_size: int
-    accumulation: int
-    learning_rate: float
-    warmup_steps: int
-    decay: str
-    beta1: float
-    beta2: float
-    weight_decay: float
-    clip_norm: float
-    ema_decay: float
-    log_every: int
-    validate_every: int
-    validation_batches: int
-    checkpoint_every: int
-    keep_every: int
+class PriorConfig:
+    """The second stage, which trains the backbone by the method."""
+
+    checkpoint: str = field(
+        "",
+        "Workdir, checkpoint folder, or folder of the converter with a trained prior to start "
+        "from; with training.steps = 0 it is used as it is.",
+    )
+    conditions: tuple[str, ...] = field(
+        (),
+        "What the prior is told of a clip beside its tokens, of those that its records have; the "
+        "backbone must take them.",
+        one_of="mebt_jax.data.conditions:NAMES",
+        fits_weights=True,
+    )
+    training: TrainingConfig = field(TrainingConfig(steps=2_000_000), "Its training loop.")
+
+    def check(self, config: "Config", path: str) -> None:
+        # A prior that is given may be used as it is.
+        least = 0 if self.checkpoint else 1
+        if self.training.steps < least:
+            raise UserError(
+                f"{path}.training.steps is {self.training.steps}, but must be at least {least}."
+            )
 
 
-@dataclasses.dataclass(frozen=True)
-class AdversarialConfig:
-    frame_weight: float
-    clip_weight: float
-    feature_weight: float
-    loss: str
-    channels: int
-    layers: int
-    learning_rate: float
-    start: int
-    warmup: int
-    ramp: int
-    share: float
-    scale_limit: float
-    lecam_weight: float
-
-    @property
-    def on(self) -> bool:
-        return self.frame_weight > 0 or self.clip_weight > 0
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerConfig:
-    compression: tuple[int, int, int]
-    patch: tuple[int, int, int]
-    causal: bool
-    hidden: int
-    quantizer: str
-    codes: int
-    code_width: int
-    levels: tuple[int, ...]
-    norm: str
-    l1_weight: float
-    l2_weight: float
-    commitment_weight: float
-    entropy_weight: float
-    perceptual_weight: float
-    lpips: str
-    adversarial: AdversarialConfig
-    codebook_decay: float
-    restart_threshold: float
-    dtype: str
-    checkpoint: str
-    training: TrainingConfig
-
-    def frames(self, latents: int) -> int:
-        """Frames of so many latent frames from the start of a clip."""
-        return (
-            1 + (latents - 1) * self.compression[0]
-            if self.causal
-            else latents * self.compression[0]
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    layers: tuple[str, ...]
-    width: int
-    heads: int
-    latents: int
-    flavour: str
-    embedding_dropout: float
-    residual_dropout: float
-    attention_dropout: float
-    label_smoothing: float
-    loss_block: int
-    remat: str
-    attention: str
-    dtype: str
-    checkpoint: str
-    training: TrainingConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskingConfig:
-    ratio_schedule: str
-    ratio_min: float
-    ratio_max: float
-    ratio_per_sample: bool
-    target_budget: int
-    interval_schedule: str
-    interval_alpha: float
-    interval_beta: float
-    splits: int
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleConfig:
-    task: str
-    clips: int
-    first_clip: int
-    batch_size: int
-    seed: int
-    input: str
-    given_frames: int
-    given_last_frames: int
-    mask: str
-    region: tuple[int, int, int, int, int, int]
-    frames: int
-    overlap_frames: int
-    preset: str
-    order: str
-    mask_schedule: str
-    draft_steps: int
-    choice_temperature: float
-    temperature: float
-    top_k: int
-    top_p: float
-    bootstrap_steps: int
-    remask_steps: int
-    remask_at: float
-    remask_share: float
-    revise_rounds: int
-    revise_partitions: int
-    revise_temperature: float
-    formats: tuple[str, ...]
-    frames_per_second: float
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
-    clips: int
-    batch_size: int
-    protocol: str
-    i3d: str
-    c3d: str
-    lpips: str
-    window: int
-    window_every: int
-    real: str
-    fake: str
-    resolution: int
-    any_frame_rate: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    data: int
-    fsdp: int
-    sequence: int
-    tensor: int
-
-
-@dataclasses.dataclass(frozen=True)
-class RuntimeConfig:
-    seed: int
-    compilation_cache: str
-    fsdp_min_elements: int
-    profile: bool
+def _default_kind(group: str) -> Any:
+    return _kind_class(group, {}).Config()
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    name: str
-    data: DataConfig
-    tokenizer: TokenizerConfig
-    transformer: TransformerConfig
-    masking: MaskingConfig
-    sample: SampleConfig
-    evaluate: EvaluateConfig
-    mesh: MeshConfig
-    runtime: RuntimeConfig
+    """All fields of a run. The dataclass of `backbone` is that of its kind, those of `method` and
+    `decoding` are those of the method's kind (`backbones.BACKBONES`, `methods.METHODS`).
+
+    The defaults are the paper's 128-frame model (Table 2, Appendix A.1) with the official program's
+    optimizer; see docs/architecture.md for where the two differ.
+    """
+
+    name: str = field("base", "Names the default work directory, runs/<name>.", no_result=True)
+    data: DataConfig = field(DataConfig(), "Where clips come from, and their size.")
+    tokenizer: TokenizerConfig = field(TokenizerConfig(), "First stage: the tokenizer.")
+    backbone: Any = lazy_field(
+        lambda: _default_kind("backbone"),
+        "Second stage: the network; the other fields depend on its kind.",
+    )
+    method: Any = lazy_field(
+        lambda: _default_kind("method"),
+        "Second stage: what the network learns; the other fields depend on its kind.",
+    )
+    decoding: Any = lazy_field(
+        lambda: _kind_class("method", {}).Decoding(),
+        "How the method draws clips.",
+        may_change=True,
+    )
+    prior: PriorConfig = field(PriorConfig(), "Second stage: its training.")
+    sample: SampleConfig = field(SampleConfig(), "What is drawn, and written.", may_change=True)
+    evaluate: EvaluateConfig = field(EvaluateConfig(), "What is measured.", may_change=True)
+    mesh: MeshConfig = field(
+        MeshConfig(),
+        "Devices along each axis; -1 on one axis means all that are left.",
+        no_result=True,
+    )
+    runtime: RuntimeConfig = field(RuntimeConfig(), "What holds for the whole run.")
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -236,15 +104,68 @@ class Config:
         return frames // t, self.data.resolution // h, self.data.resolution // w
 
 
-def from_config_dict(values: ConfigDict | Mapping[str, Any]) -> Config:
-    """Checks names, types and values and returns the frozen Config; raises UserError that names the
-    field.
+# ---- config files --------------------------------------------------------------------------------
+
+
+def default_config() -> ConfigDict:
+    """Every field at its default, for a config file to change."""
+    return ConfigDict(dataclasses.asdict(Config()))
+
+
+def config_beside(file: str, name: str) -> ConfigDict:
+    """The config of another file in the folder of a config file.
+
+    Args:
+        file: `__file__` of the config file that calls this.
+        name: of the other file, such as "demo.py".
     """
-    config = _build(
-        Config, values.to_dict() if isinstance(values, ConfigDict) else values, path="config"
-    )
+    path = Path(file).with_name(name)
+    spec = importlib.util.spec_from_file_location(f"config_file_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+# ---- conversion ----------------------------------------------------------------------------------
+
+
+def from_config_dict(values: ConfigDict | Mapping[str, Any]) -> Config:
+    """The frozen Config of these values; a field that is not there has its default.
+
+    Raises:
+        UserError: a name, a type or a value is wrong; names the field.
+    """
+    config = _read(values.to_dict() if isinstance(values, ConfigDict) else values)
     _check_values(config)
     return config
+
+
+def from_saved(values: Mapping[str, Any], where: Any) -> Config:
+    """The Config of values that a run of this or of an earlier version saved.
+
+    Args:
+        values: from `to_dict`, read back from JSON.
+        where: file or folder they are from, for messages.
+    """
+    try:
+        return _read(earlier_versions.translate(values))
+    except UserError as error:
+        raise UserError(f"The config in {where} cannot be read: {error}") from error
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """`config` with other values of some fields of `config.sample` and `config.decoding`, which
+    have no name in common.
+
+    Raises:
+        UserError: neither has a field of that name, or a value is wrong.
+    """
+    groups = to_dict(config)
+    for name, value in settings.items():
+        near = difflib.get_close_matches(name, [*groups["sample"], *groups["decoding"]], n=1)
+        group = "decoding" if near and near[0] in groups["decoding"] else "sample"
+        groups[group][name] = value
+    return from_config_dict(groups)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -260,262 +181,119 @@ def content_hash(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _build(cls: type, values: Any, path: str) -> Any:
+def _read(values: Mapping[str, Any]) -> Config:
+    method = _kind_class("method", values)
+    start = Config(
+        backbone=_kind_class("backbone", values).Config(),
+        method=method.Config(),
+        decoding=method.Decoding(),
+    )
+    return _changed(start, values, "config")
+
+
+def _kind_class(group: str, values: Mapping[str, Any]) -> Any:
+    """The class of BACKBONES or METHODS that `values` name for config.backbone or config.method."""
+    from mebt_jax.backbones import BACKBONES  # here: these packages import this file
+    from mebt_jax.methods import METHODS
+
+    table, default = {"backbone": (BACKBONES, "mebt"), "method": (METHODS, "masked")}[group]
+    fields = values.get(group, {})
+    kind = fields.get("kind", default) if isinstance(fields, Mapping) else default
+    if kind not in table:
+        near = difflib.get_close_matches(str(kind), list(table), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the kinds are {', '.join(table)}."
+        raise UserError(f"config.{group}.kind is {kind!r}, which is no {group}; {hint}")
+    return table[kind]
+
+
+def _changed(start: Any, values: Any, path: str) -> Any:
+    """The dataclass `start` with these values of its fields, checked by name and type."""
     if not isinstance(values, Mapping):
-        raise UserError(
-            f"{path} must be a group of fields, but is {values!r}; see configs/base.py."
-        )
-    fields = typing.get_type_hints(cls)
+        raise UserError(f"{path} must be a group of fields, but is {values!r}.")
+    kinds = typing.get_type_hints(type(start))
     for name in values:
-        if name not in fields:
-            near = difflib.get_close_matches(name, list(fields), n=1, cutoff=0.5)
-            hint = (
-                f"did you mean {path}.{near[0]}?"
-                if near
-                else f"its fields are {', '.join(fields)}."
-            )
-            raise UserError(f"Unknown config field {path}.{name}; {hint}")
-    missing = [name for name in fields if name not in values]
-    if missing:
-        raise UserError(
-            f"Config field {path}.{missing[0]} is missing; configs/base.py holds every field with "
-            "its default."
-        )
-    return cls(
-        **{name: _convert(kind, values[name], f"{path}.{name}") for name, kind in fields.items()}
+        if name not in kinds:
+            raise UserError(unknown_field(f"{path}.{name}", [f"{path}.{known}" for known in kinds]))
+    return dataclasses.replace(
+        start,
+        **{
+            name: _converted(kinds[name], getattr(start, name), value, f"{path}.{name}")
+            for name, value in values.items()
+        },
     )
 
 
-def _convert(kind: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, path)
+def unknown_field(name: str, known: typing.Sequence[str]) -> str:
+    """The sentence about a field that does not exist, beside the fields that do: the new name of a
+    field of an earlier version, or else the nearest of the known ones. All names are dotted, from
+    "config".
+    """
+    group, _, last = name.rpartition(".")
+    siblings = [field.rpartition(".")[2] for field in known if field.rpartition(".")[0] == group]
+    if renamed := earlier_versions.new_name(name.removeprefix("config.")):
+        hint = f"an earlier version had it, now it is {renamed}."
+    elif near := difflib.get_close_matches(last, siblings, n=1, cutoff=0.5):
+        hint = f"did you mean {group}.{near[0]}?"
+    elif siblings:
+        hint = f"the fields of {group} are {', '.join(siblings)}."
+    elif near := difflib.get_close_matches(name, known, n=1, cutoff=0.6):
+        hint = f"did you mean {near[0]}?"
+    else:
+        hint = "--help_fields lists every field."
+    return f"Unknown config field {name}; {hint}"
+
+
+def _converted(kind: Any, start: Any, value: Any, path: str) -> Any:
+    """`value` as the type `kind` of a field; `start` is its value now, a dataclass for a group."""
+    if dataclasses.is_dataclass(start):
+        return _changed(start, value, path)
     if typing.get_origin(kind) is tuple:
-        item_kinds = typing.get_args(kind)
+        entries = typing.get_args(kind)
         if not isinstance(value, (tuple, list)):
             raise UserError(f"{path} must be a tuple, but is {value!r} ({type(value).__name__}).")
-        if item_kinds[-1] is Ellipsis:
-            item_kinds = (item_kinds[0],) * len(value)
-        if len(item_kinds) != len(value):
-            raise UserError(f"{path} must have {len(item_kinds)} entries, but is {tuple(value)!r}.")
+        if entries[-1] is Ellipsis:
+            entries = (entries[0],) * len(value)
+        if len(entries) != len(value):
+            raise UserError(f"{path} must have {len(entries)} entries, but is {tuple(value)!r}.")
         return tuple(
-            _convert(k, v, f"{path}[{i}]") for i, (k, v) in enumerate(zip(item_kinds, value))
+            _converted(kind, None, entry, f"{path}[{i}]")
+            for i, (kind, entry) in enumerate(zip(entries, value))
         )
+    if dataclasses.is_dataclass(kind):
+        return _entry(kind, value, path)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if (
-        type(value) is not kind
-    ):  # bool is a subclass of int: `isinstance` would let True stand for 1
+    # bool is a subclass of int: `isinstance` would let True stand for 1.
+    if type(value) is not kind:
         raise UserError(
             f"{path} must be of type {kind.__name__}, but is {value!r} ({type(value).__name__})."
         )
     return value
 
 
+def _entry(cls: type, value: Any, path: str) -> Any:
+    """An entry of a tuple of dataclasses, none of whose fields has a default."""
+    names = [declared.name for declared in dataclasses.fields(cls)]
+    if isinstance(value, Mapping):
+        for name in names:
+            if name not in value:
+                raise UserError(f"Config field {path}.{name} is missing.")
+    return _changed(cls(*(None for _ in names)), value, path)
+
+
 def _check_values(config: Config) -> None:
-    choices = {
-        "data.source": (config.data.source, DATA_SOURCES),
-        "tokenizer.quantizer": (config.tokenizer.quantizer, QUANTIZERS),
-        "tokenizer.norm": (config.tokenizer.norm, NORMS),
-        "tokenizer.adversarial.loss": (config.tokenizer.adversarial.loss, ADVERSARIAL_LOSSES),
-        "tokenizer.dtype": (config.tokenizer.dtype, DTYPES),
-        "tokenizer.training.decay": (config.tokenizer.training.decay, LEARNING_RATE_DECAYS),
-        "transformer.dtype": (config.transformer.dtype, DTYPES),
-        "transformer.flavour": (config.transformer.flavour, FLAVOURS),
-        "transformer.attention": (config.transformer.attention, ATTENTIONS),
-        "transformer.remat": (config.transformer.remat, REMAT_POLICIES),
-        "transformer.training.decay": (config.transformer.training.decay, LEARNING_RATE_DECAYS),
-        "masking.ratio_schedule": (config.masking.ratio_schedule, RATIO_SCHEDULES),
-        "masking.interval_schedule": (config.masking.interval_schedule, INTERVAL_SCHEDULES),
-        "sample.mask_schedule": (config.sample.mask_schedule, RATIO_SCHEDULES),
-        "sample.task": (config.sample.task, TASKS),
-        "sample.order": (config.sample.order, ORDERS),
-    }
-    choices |= {
-        f"data.mixture[{i}].source": (part.source, DATA_SOURCES)
-        for i, part in enumerate(config.data.mixture)
-    }
-    choices |= {
-        f"sample.formats[{i}]": (name, FORMATS) for i, name in enumerate(config.sample.formats)
-    }
-    choices |= {
-        f"transformer.layers[{i}]": (kind, BLOCK_KINDS)
-        for i, kind in enumerate(config.transformer.layers)
-    }
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise UserError(f"config.{name} is {value!r}, but must be one of {', '.join(allowed)}.")
-
-    check_data(
-        config.data, one_frame=config.tokenizer.causal or config.tokenizer.compression[0] == 1
-    )
-    t, h, w = config.tokenizer.compression
-    sizes = [("resolution", config.data.resolution, h), ("resolution", config.data.resolution, w)]
-    if config.tokenizer.causal:
-        _check_causal(config)
-    else:
-        sizes.append(("frames", config.data.frames, t))
-    for name, size, factor in sizes:
-        if size < 1 or size % factor:
-            raise UserError(
-                f"config.data.{name} is {size}, which the tokenizer's compression of {factor} does "
-                "not divide; "
-                f"use a multiple of {factor} or change config.tokenizer.compression {(t, h, w)}."
-            )
-    for axis, (total, patch) in enumerate(
-        zip(config.tokenizer.compression, config.tokenizer.patch)
-    ):
-        strides = total // patch if patch >= 1 else 0
-        if patch < 1 or total % patch or strides & (strides - 1):
-            raise UserError(
-                f"config.tokenizer.patch is {config.tokenizer.patch}, but on axis {axis} the "
-                f"compression {total} must "
-                f"be the patch times a power of two."
-            )
-    _check_codes(config.tokenizer)
-    adversarial = config.tokenizer.adversarial
-    for name in (
-        "frame_weight",
-        "clip_weight",
-        "feature_weight",
-        "learning_rate",
-        "ramp",
-        "share",
-        "scale_limit",
-        "lecam_weight",
-    ):
-        if getattr(adversarial, name) < 0:
-            raise UserError(
-                f"config.tokenizer.adversarial.{name} is {getattr(adversarial, name)}, but must "
-                "not be negative."
-            )
-    if not 0 <= adversarial.warmup <= adversarial.start:
-        raise UserError(
-            f"config.tokenizer.adversarial.warmup is {adversarial.warmup}, but the discriminators "
-            "can only learn alone in "
-            f"the 0 to {adversarial.start} steps before config.tokenizer.adversarial.start."
-        )
-    if config.transformer.width % config.transformer.heads:
-        raise UserError(
-            f"config.transformer.width is {config.transformer.width}, which "
-            "config.transformer.heads "
-            f"{config.transformer.heads} does not divide."
-        )
-    if (
-        config.transformer.flavour == "modern"
-        and config.transformer.width // config.transformer.heads < 6
-    ):
-        raise UserError(
-            f"config.transformer.width is {config.transformer.width} for "
-            f"{config.transformer.heads} heads, but the "
-            "flavour 'modern' needs 6 channels a head, two for each axis; raise the width or "
-            "lower the heads."
-        )
-    for name, training in (
-        ("tokenizer", config.tokenizer.training),
-        ("transformer", config.transformer.training),
-    ):
-        if (
-            training.batch_size < 1
-            or training.accumulation < 1
-            or training.batch_size % training.accumulation
-        ):
-            raise UserError(
-                f"config.{name}.training.batch_size is {training.batch_size}, which must be a "
-                "positive multiple of "
-                f"config.{name}.training.accumulation {training.accumulation}."
-            )
-    if not 0 <= config.sample.top_k <= config.tokenizer.codes or not 0 < config.sample.top_p <= 1:
-        raise UserError(
-            f"config.sample.top_k is {config.sample.top_k} and top_p is {config.sample.top_p}, but "
-            "they must lie between 0 "
-            f"and the {config.tokenizer.codes} codes, and above 0 and up to 1."
-        )
-    if not 0 <= config.data.jpeg_quality <= 100:
-        raise UserError(
-            f"config.data.jpeg_quality is {config.data.jpeg_quality}, but must lie between 1 and "
-            "100, or be 0 to keep "
-            f"the pixels as they are."
-        )
-    if (
-        config.sample.remask_steps < 0
-        or not 0 < config.sample.remask_at < 1
-        or not 0 < config.sample.remask_share < 1
-    ):
-        raise UserError(
-            f"config.sample.remask_steps is {config.sample.remask_steps}, remask_at "
-            f"{config.sample.remask_at} and "
-            f"remask_share {config.sample.remask_share}, but the first must not be negative and "
-            "the others must "
-            f"lie between 0 and 1."
-        )
-    positive = {
-        "data.frame_stride": config.data.frame_stride,
-        "data.train_clips": config.data.train_clips,
-        "data.validation_clips": config.data.validation_clips,
-        "data.record_frames": config.data.record_frames,
-        "sample.clips": config.sample.clips,
-        "sample.batch_size": config.sample.batch_size,
-        "sample.draft_steps": config.sample.draft_steps,
-        "sample.revise_partitions": config.sample.revise_partitions,
-        "evaluate.window": config.evaluate.window,
-        "evaluate.window_every": config.evaluate.window_every,
-        "evaluate.clips": config.evaluate.clips,
-        "evaluate.batch_size": config.evaluate.batch_size,
-        "masking.splits": config.masking.splits,
-        "transformer.loss_block": config.transformer.loss_block,
-        "tokenizer.training.steps": config.tokenizer.training.steps,
-        "tokenizer.adversarial.channels": adversarial.channels,
-        "tokenizer.adversarial.layers": adversarial.layers,
-    }
-    # A transformer that is given may be used as it is.
-    if not (config.transformer.checkpoint and config.transformer.training.steps == 0):
-        positive["transformer.training.steps"] = config.transformer.training.steps
-    for name, value in positive.items():
-        if value < 1:
-            raise UserError(f"config.{name} is {value}, but must be at least 1.")
+    leaves = list(walk(config, "config"))
+    for name, rule, value in leaves:
+        rule.check(value, name)
+    _check_groups(config, config, "config")
 
 
-def _check_causal(config: Config) -> None:
-    """No norm and no stored token of a causal tokenizer may depend on later frames or on the place
-    in the clip.
-    """
-    step, frames = config.tokenizer.compression[0], config.data.frames
-    if frames < 1 or (frames - 1) % step:
-        near = max(0, round((frames - 1) / step)) * step + 1
-        raise UserError(
-            f"config.data.frames is {frames}, but a causal tokenizer of temporal compression "
-            f"{step} takes one frame more "
-            f"than a multiple of {step}; use {near}."
-        )
-    if config.tokenizer.norm != "token":
-        raise UserError(
-            f"config.tokenizer.norm is {config.tokenizer.norm!r}, whose statistics reach over time "
-            "or are stored, but "
-            f"config.tokenizer.causal needs one that sees no later frame; set it to 'token'."
-        )
-    if config.data.tokens:
-        raise UserError(
-            "config.data.tokens stores the codes of long runs of frames, but the first token of a "
-            "causal clip stands for "
-            "one frame alone; set config.data.tokens or config.tokenizer.causal to False."
-        )
-
-
-def _check_codes(tokenizer: TokenizerConfig) -> None:
-    """The quantizers without a search have as many codes as their features have combinations of
-    values.
-    """
-    codes, width, levels = tokenizer.codes, tokenizer.code_width, tokenizer.levels
-    if tokenizer.quantizer == "fsq" and (
-        math.prod(levels) != codes or len(levels) != width or min(levels, default=0) < 2
-    ):
-        raise UserError(
-            f"config.tokenizer.levels is {levels}, but the quantizer 'fsq' needs "
-            f"config.tokenizer.code_width, {width}, "
-            f"levels of at least 2 whose product is config.tokenizer.codes, {codes}."
-        )
-    if tokenizer.quantizer == "lfq" and codes != 2**width:
-        raise UserError(
-            f"config.tokenizer.codes is {codes}, but the quantizer 'lfq' has 2 to the power of "
-            f"config.tokenizer.code_width codes, here {2**width}; set one to fit the other."
-        )
+def _check_groups(group: Any, config: Config, path: str) -> None:
+    """Calls `check` of every group that has one: what must hold among several fields."""
+    for declared in dataclasses.fields(group):
+        value = getattr(group, declared.name)
+        if dataclasses.is_dataclass(value):
+            name = f"{path}.{declared.name}"
+            if hasattr(value, "check"):
+                value.check(config, name)
+            _check_groups(value, config, name)

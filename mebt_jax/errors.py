@@ -2,8 +2,8 @@
 
 
 class UserError(Exception):
-    """Something the user can mend; `main` prints the message alone, without a traceback, and exits
+    """Something the user can fix; `main` prints the message alone, without a traceback, and exits
     with status 2.
 
-    The message is one sentence that names the thing, where it is, and the mend.
+    The message is one sentence that names the thing, where it is, and the fix.
     """

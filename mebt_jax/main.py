@@ -9,15 +9,13 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).parents[1])
-)  # configs/ lies beside the package and is imported by its own files
-
 from absl import app, flags, logging
 from jax.errors import JaxRuntimeError
 from ml_collections import config_flags
 
-from mebt_jax.config import from_config_dict
+from mebt_jax import config as config_lib
+from mebt_jax.config import Config
+from mebt_jax.config_fields import describe, walk
 from mebt_jax.errors import UserError
 from mebt_jax.runtime import cluster, compilation, telemetry
 from mebt_jax.runtime import workdir as workdir_lib
@@ -27,7 +25,7 @@ from mebt_jax.stages.evaluation import compare_folders
 STAGES = {
     "data": data.run,
     "tokenizer": tokenizer.run,
-    "transformer": prior.run,
+    "prior": prior.run,
     "sample": sample.run,
     "evaluate": evaluate.run,
 }
@@ -43,6 +41,9 @@ STAGE = flags.DEFINE_enum(
 )
 CHECK = flags.DEFINE_bool(
     "check", False, "Verify the prepared records of this config, and do nothing else."
+)
+HELP_FIELDS = flags.DEFINE_bool(
+    "help_fields", False, "Print every field of this config with its value, and do nothing else."
 )
 PROFILE = flags.DEFINE_bool(
     "profile", False, "Write a profile of some steps of each training, for TensorBoard or Perfetto."
@@ -68,7 +69,10 @@ def main(argv: list[str]) -> None:
         logging.WARNING
     )  # JAX tells at INFO of each kind of device that this machine does not have
     CONFIG.value.runtime.profile |= PROFILE.value
-    config = from_config_dict(CONFIG.value)
+    config = config_lib.from_config_dict(CONFIG.value)
+    if HELP_FIELDS.value:
+        print(describe(config, "config"))
+        return
     workdir = Path(WORKDIR.value or Path("runs") / config.name)
     cluster.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     if CHECK.value:
@@ -90,10 +94,10 @@ def main(argv: list[str]) -> None:
 
     for stage in STAGES if STAGE.value == "all" else [STAGE.value]:
         if workdir_lib.is_done(config, workdir, stage):
-            telemetry.say(f"{stage}: done already, see {workdir / stage}")
+            telemetry.say(f"{stage}: done already, see {workdir_lib.stage_folder(workdir, stage)}")
             continue
         workdir_lib.require(config, workdir, stage)
-        telemetry.say(f"{stage}: runs in {workdir / stage}")
+        telemetry.say(f"{stage}: runs in {workdir_lib.stage_folder(workdir, stage)}")
         STAGES[stage](config, workdir)
     telemetry.say(
         f"Everything is in {workdir}; {compiled.count} programs compiled or loaded in "
@@ -105,34 +109,39 @@ def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with its errors and those of ml_collections turned into one sentence each."""
     try:
         positional = flags.FLAGS(argv)
+        if CONFIG.value is None:
+            raise UserError("No config given; choose one, for instance --config=configs/demo.py.")
+        # That the file could not be loaded shows at the first access.
+        getattr(CONFIG.value, "name", None)
     except flags.Error as error:
         raise UserError(f"{error}".strip().replace("\n", " ")) from error
     except (
         AttributeError,
         KeyError,
-    ) as error:  # what ml_collections raises for a field that the config does not have
-        name = re.search(r"'(\w+)'", str(error).replace("\\", ""))
-        near = re.search(r'Did you mean "(\w+)"', str(error))
-        path = (
-            next((arg for arg in argv if name and f".{name[1]}" in arg), str(error))
-            .lstrip("-")
-            .split("=")[0]
-        )
-        hint = (
-            f"did you mean {path.replace(name[1], near[1])}?"
-            if name and near
-            else "configs/base.py lists every field."
-        )
-        raise UserError(f"Unknown config field {path}; {hint}") from error
-    if CONFIG.value is None:
-        raise UserError("No config given; choose one, for instance --config=configs/demo.py.")
-    try:
-        getattr(CONFIG.value, "name", None)
-    except OSError as error:  # that the file could not be loaded shows at the first access
+    ) as error:  # of ml_collections, about a field that is not there
+        raise UserError(unknown_field(str(error), argv)) from error
+    except ImportError as error:
+        raise UserError(
+            f"Could not load the config: {error}; a config file starts from "
+            "mebt_jax.config.default_config(), or from a file beside it by config_beside."
+        ) from error
+    except OSError as error:
         raise UserError(
             f"Could not load the config: {str(error).splitlines()[-1].strip()}"
         ) from error
     return positional
+
+
+def unknown_field(error: str, argv: list[str]) -> str:
+    """The sentence about a field that the command line or the config file sets and that is not
+    there, from what ml_collections says of it.
+    """
+    name = re.search(r"'(\w+)'", error.replace("\\", ""))
+    given = [arg.lstrip("-").split("=")[0] for arg in argv]
+    path = next((arg for arg in given if name and f".{name[1]}" in arg), None)
+    fields = [field for field, _, _ in walk(Config(), "config")]
+    known = [*fields, *dict.fromkeys(field.rpartition(".")[0] for field in fields)]
+    return config_lib.unknown_field(path or f"config.{name[1] if name else error}", known)
 
 
 def run() -> None:

@@ -1,14 +1,14 @@
-"""A trained tokenizer and transformer ready to draw clips: every task is one call. The program
-around it is `sample`.
+"""A trained tokenizer and prior ready to draw clips: every task is one call.
 
-sampler = Sampler.load("runs/demo")
-drawn = sampler.generate(4, seed=1)
-drawn = sampler.predict("video.mp4", frames=8)
+    sampler = mebt_jax.Sampler.load("runs/demo")
+    drawn = sampler.generate(4, seed=1)
+    drawn = sampler.predict("video.mp4", frames=8)
+
+The sample stage is the program around it.
 """
 
 import dataclasses
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,55 +19,51 @@ from jax.sharding import Mesh
 
 from mebt_jax import config as config_lib
 from mebt_jax.config import Config
+from mebt_jax.data import inputs
 from mebt_jax.errors import UserError
-from mebt_jax.methods.masked import cost, decode
-from mebt_jax.methods.masked.plan import Plan, build_plan
-from mebt_jax.methods.masked.presets import with_preset
+from mebt_jax.methods.interface import Sampled
+from mebt_jax.methods.sampling_keys import clip_keys_program, window_keys_program
+from mebt_jax.methods.trained_prior import TrainedPrior, load_prior
+from mebt_jax.runtime import device_memory, host_arrays, telemetry
 from mebt_jax.runtime import mesh as mesh_lib
-from mebt_jax.runtime import telemetry
 from mebt_jax.runtime import workdir as workdir_lib
-from mebt_jax.stages.prior import TokenizerOnMesh, TrainedTransformer, load_transformer
-from mebt_jax.stages.tokenizer import TrainedTokenizer, load_tokenizer
 from mebt_jax.tasks import masks
 from mebt_jax.tasks.masks import Task
-
-STAGE = "sample"
+from mebt_jax.tokenizer.latent_space import LatentSpace
+from mebt_jax.tokenizer.trained_tokenizer import load_tokenizer
 
 Videos = str | Path | np.ndarray | Sequence[np.ndarray]
+Condition = Mapping[str, np.ndarray]  # rows [n, ...], one per clip
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """Clips on the host; clip i was drawn with number `numbers[i]`."""
+    """Clips on the host; the i-th was drawn with the clip index `indices[i]`."""
 
-    numbers: list[int]
-    video: np.ndarray  # uint8 [n, F, H, W, 3], all of it through the tokenizer, what was given too
-    codes: np.ndarray  # int32 [n, T, H, W]
-    committed_at: np.ndarray  # int32 [n, T, H, W], pass that committed each token, -1 where given
+    indices: list[int]
+    video: np.ndarray  # uint8 [n, F, H, W, 3], all of it decoded, what was given too
+    latents: np.ndarray  # [n, T, H, W, ...], int32 tokens of a VQ tokenizer
+    # int32 [n, T, H, W], the pass that committed each token, -1 where given; or None
+    committed_at: np.ndarray | None
 
 
 class Sampler:
-    """Loaded weights, the mesh they lie on, and `config.sample`, whose settings hold for every
-    call.
-    """
+    """Loaded weights, the mesh they lie on, and a config whose settings hold for every call."""
 
-    def __init__(
-        self,
-        config: Config,
-        tokenizer: TrainedTokenizer,
-        transformer: TrainedTransformer,
-        mesh: Mesh,
-    ) -> None:
-        """Raises UserError if the preset is unknown or the batch size does not fit the mesh."""
-        self.config = dataclasses.replace(config, sample=with_preset(config.sample))
-        self.transformer, self.tokenizer, self.mesh = transformer, tokenizer, mesh
-        self.pixels = TokenizerOnMesh(tokenizer, mesh)
-        mesh_lib.check_batch_size(mesh, config.sample.batch_size, "config.sample.batch_size")
+    def __init__(self, config: Config, space: LatentSpace, prior: TrainedPrior) -> None:
+        """Raises UserError if the batch size does not fit the mesh."""
+        self.config, self.space, self.prior = config, space, prior
+        self.mesh: Mesh = space.mesh
+        mesh_lib.check_batch_size(self.mesh, config.sample.batch_size, "config.sample.batch_size")
 
     @classmethod
     def load(cls, workdir: str | Path, **settings: Any) -> "Sampler":
-        """The models of a work directory; `settings` are fields of `config.sample` to change, such
-        as batch_size=2.
+        """The models of a work directory.
+
+        Args:
+            workdir: of a run.
+            settings: fields of `config.sample` and `config.decoding` to change, such as
+                batch_size=2 or draft_steps=8.
 
         Raises:
             UserError: there is no trained model, or a setting is unknown.
@@ -75,55 +71,53 @@ class Sampler:
         path = Path(workdir) / "config.json"
         if not path.exists():
             raise UserError(f"{workdir} is no work directory of a run: it has no config.json.")
-        values = workdir_lib.read_json(path)
-        return cls.from_workdir(
-            config_lib.from_config_dict(values | {"sample": values["sample"] | settings}),
-            Path(workdir),
-        )
+        config = config_lib.from_saved(workdir_lib.read_json(path), path)
+        return cls.from_workdir(config_lib.with_settings(config, settings), Path(workdir))
 
     @classmethod
     def from_workdir(cls, config: Config, workdir: Path) -> "Sampler":
-        mesh = mesh_lib.make_mesh(config.mesh)
-        mesh_lib.check_heads(mesh, config.transformer.heads)
-        tokenizer = load_tokenizer(config, workdir, mesh)
-        return cls(
-            config, tokenizer, load_transformer(config, workdir, mesh, tokenizer.content_hash), mesh
-        )
+        """The models of a work directory, with a config of one's own."""
+        space = load_tokenizer(config, workdir, mesh_lib.make_mesh(config.mesh))
+        prior = load_prior(config, workdir, space.mesh, space.content_hash)
+        prior.method.check_mesh(space.mesh)
+        return cls(config, space, prior)
 
     def changed(self, **settings: Any) -> "Sampler":
-        """The same models with other fields of `config.sample`."""
-        config = config_lib.to_dict(self.config)
-        config["sample"] |= {"preset": ""} | settings
-        return Sampler(
-            config_lib.from_config_dict(config), self.tokenizer, self.transformer, self.mesh
-        )
+        """The same models with other fields of `config.sample` and `config.decoding`.
+
+        A preset is put in before, so a changed field counts beside it.
+        """
+        config = self.prior.method.resolved(self.config)
+        config = config_lib.with_settings(config, settings)
+        method = type(self.prior.method).from_config(config)
+        return Sampler(config, self.space, dataclasses.replace(self.prior, method=method))
 
     # ---- tasks -----------------------------------------------------------------------------------
 
-    def generate(self, clips: int = 1, **which: int) -> Drawn:
-        """Clips from nothing. `which`, here and below: seed, and first, the number of the first
-        clip.
+    def generate(self, clips: int = 1, **which: Any) -> Drawn:
+        """Clips from nothing.
+
+        Args:
+            clips: how many.
+            which: here and below: seed; first, the index of the first clip; condition, a dict of
+                arrays [n, ...] with a row for each clip.
         """
         return self._draw(masks.generate(self.config), None, clips=clips, **which)
 
-    def predict(self, videos: Videos, frames: int, **which: int) -> Drawn:
-        """What may follow the first `frames` frames of the videos, which are given as `read` takes
-        them.
-        """
+    def predict(self, videos: Videos, frames: int, **which: Any) -> Drawn:
+        """What may follow the first `frames` frames of the videos, which `read` takes."""
         return self._draw(masks.predict(self.config, frames), videos, **which)
 
-    def interpolate(self, videos: Videos, first: int, last: int, **which: int) -> Drawn:
+    def interpolate(self, videos: Videos, first: int, last: int, **which: Any) -> Drawn:
         """What may lie between the first and the last frames."""
         return self._draw(masks.interpolate(self.config, first, last), videos, **which)
 
-    def fill(self, videos: Videos, mask: np.ndarray, **which: int) -> Drawn:
-        """What may be where the mask, bool [F, H, W] or [H, W], is True; pixels there are not
-        used.
-        """
+    def fill(self, videos: Videos, mask: np.ndarray, **which: Any) -> Drawn:
+        """What may be where the mask, bool [F, H, W] or [H, W], is True; they are not seen."""
         return self._draw(masks.fill(self.config, np.asarray(mask)), videos, **which)
 
     def edit(
-        self, videos: Videos, region: tuple[int, int, int, int, int, int], **which: int
+        self, videos: Videos, region: tuple[int, int, int, int, int, int], **which: Any
     ) -> Drawn:
         """The videos with a box drawn anew: (first frame, end, top, bottom, left, right)."""
         return self._draw(masks.edit(self.config, tuple(region)), videos, **which)
@@ -139,24 +133,25 @@ class Sampler:
         seed: int | None = None,
         first: int = 0,
     ) -> Iterator[np.ndarray]:
-        """Pieces uint8 [n, f, H, W, 3] of videos of `frames` frames, as they come: what is kept
-        does not grow with the length.
+        """Chunks uint8 [n, f, H, W, 3] of videos of `frames` frames, as they are drawn.
+
+        The memory does not grow with the length.
 
         Args:
             frames: length of the whole.
             clips: how many from nothing; with videos as many as these.
+            videos: whose beginnings are given.
             given: frames at the start of the videos that are given.
             overlap: frames of a window that the next one sees; 0 is half a window.
             seed, first: see `generate`.
         """
         given_videos = None if videos is None else self.read(videos)
-        task = (
-            masks.generate(self.config)
-            if videos is None
-            else masks.first_window(self.config, given)
-        )
-        numbers = list(range(first, first + (clips if given_videos is None else len(given_videos))))
-        for _, video in self.windows(task, numbers, given_videos, frames, overlap, seed):
+        task = masks.generate(self.config)
+        if videos is not None:
+            task = masks.first_window(self.config, given)
+        count = clips if given_videos is None else len(given_videos)
+        indices = list(range(first, first + count))
+        for _, video in self.windows(task, indices, given_videos, frames, overlap, seed):
             yield video
 
     def read(self, videos: Videos) -> list[np.ndarray]:
@@ -164,121 +159,125 @@ class Sampler:
         array, or several.
         """
         if isinstance(videos, (str, Path)):
-            return [masks.read_clip(video, self.config) for video in masks.find_inputs(str(videos))]
+            return [
+                inputs.read_input(video, self.config) for video in inputs.find_inputs(str(videos))
+            ]
         return [videos] if isinstance(videos, np.ndarray) and videos.ndim == 4 else list(videos)
 
     # ---- one device batch ------------------------------------------------------------------------
 
-    def plan(self, task: Task) -> Plan:
-        """Raises UserError if the task leaves nothing to draw, or a batch should not fit the
-        device.
-        """
-        plan = build_plan(self.config.sample, math.prod(self.config.grid), task.num_known)
-        weights = sum(
-            leaf.nbytes
-            for leaf in jax.tree.leaves((self.transformer.params, self.tokenizer.params))
+    def check(self, task: Task) -> None:
+        """Raises UserError if the task leaves nothing to draw, or a batch should not fit."""
+        method = self.prior.method
+        method.num_passes(task.num_known)
+        weights = jax.tree.leaves((self.prior.params, self.space.params))
+        device_memory.check_batch(
+            self.config.sample.batch_size,
+            clip_bytes=max(
+                method.bytes_per_clip(task.num_known), self.space.bytes_per_clip(self.config)
+            ),
+            parameter_bytes=sum(leaf.nbytes for leaf in weights),
+            shards=self._shards,
+            field="config.sample.batch_size",
         )
-        cost.check_batch(self.config, plan, weights, self._shards)
-        return plan
 
     def draw_batch(
         self,
         task: Task,
-        numbers: Sequence[int],
+        indices: Sequence[int],
         videos: Sequence[np.ndarray] | None = None,
         *,
         seed: int | None = None,
+        condition: Condition | None = None,
         bar: Any = None,
-    ) -> decode.Decoded:
-        """Codes of a batch of clips, still on the devices.
+    ) -> Sampled:
+        """A batch of clips, still on the devices.
 
         Args:
-            numbers: [B] of the clips, a multiple of the mesh's data and fsdp axes (see `batches`);
-                each clip is drawn by the seed and its number, whatever stands beside it.
+            task: what is given of each clip.
+            indices: [B] of the clips, a multiple of the mesh's data and fsdp axes (see `batches`);
+                each clip follows from the seed and its index, whatever is drawn beside it.
             videos: uint8 [F, H, W, 3] for each, where the task is given anything.
-            bar: moved on by each pass.
+            seed: default `config.sample.seed`.
+            condition: rows [B, ...] for the backbone.
+            bar: progress bar, advanced by each pass.
         """
-        codes = None if videos is None else self.encode(task, videos)
-        return self._decode(task, self._keys(seed, numbers), codes, bar)
+        latents = None if videos is None else self.encode(task, videos)
+        return self._sample(task, self._keys(seed, indices), latents, condition, bar)
 
     def windows(
         self,
         task: Task,
-        numbers: Sequence[int],
+        indices: Sequence[int],
         videos: Sequence[np.ndarray] | None,
         frames: int,
         overlap: int = 0,
         seed: int | None = None,
         bar: Any = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Codes int32 [n, t, H, W] and frames uint8 [n, f, H, W, 3] that each window adds to videos
-        of `frames` frames.
+        """Latents [n, t, H, W, ...] and frames uint8 [n, f, H, W, 3] that each window adds to
+        videos of `frames` frames.
 
         Every window after the first is drawn with the last `overlap` frames of the one before as
-        given: their tokens, or with a causal tokenizer, whose first token is unlike the others, the
-        tokens that these frames have as the start of a clip.
+        given: their latents or, with a causal tokenizer, whose first latent frame is unlike the
+        others, the latents that these frames have as the start of a clip.
         """
-        if len(numbers) > self.config.sample.batch_size:
+        if len(indices) > self.config.sample.batch_size:
             raise UserError(
-                f"{len(numbers)} videos are to be extended at once, but config.sample.batch_size "
-                "is "
-                f"{self.config.sample.batch_size}; extend fewer, or raise it."
+                f"{len(indices)} videos are to be extended at once, but config.sample.batch_size "
+                f"is {self.config.sample.batch_size}; extend fewer, or raise it."
             )
-        clips, ((numbers, videos),) = len(numbers), self.batches(numbers, videos)
-        tokenizer, keys, video = self.config.tokenizer, self._keys(seed, numbers), np.empty(0)
-        codes = None if videos is None else self.encode(task, videos)
-        for number, drawn in enumerate(self.window_tasks(task, frames, overlap)):
+        clips, ((indices, videos),) = len(indices), self.batches(indices, videos)
+        tokenizer, keys = self.config.tokenizer, self._keys(seed, indices)
+        video = np.empty(0)
+        latents = None if videos is None else self.encode(task, videos)
+        for window, step in enumerate(self.window_tasks(task, frames, overlap)):
             old = 0  # latent frames that the window before has shown
-            if number:
-                old = int(drawn.known.any(axis=(1, 2)).sum())
-                codes = (
-                    self.encode(drawn, video[:, -tokenizer.frames(old) :])
-                    if tokenizer.causal
-                    else _shifted(codes, old)
-                )
-            if not drawn.known.all():
-                codes = self._decode(
-                    drawn, _window_keys(keys, number) if number else keys, codes, bar
-                ).codes
-            video = self.on_host(self.pixels.video(codes))  # [B, F, H, W, 3]
-            added = video[:clips, tokenizer.frames(old) if old else 0 :][
-                :, :frames
-            ]  # [n, f, H, W, 3]
+            if window:
+                old = int(step.known.any(axis=(1, 2)).sum())
+                if tokenizer.causal:
+                    latents = self.encode(step, video[:, -tokenizer.frames(old) :])
+                else:
+                    latents = _shifted(latents, old)
+            if not step.known.all():
+                later = window_keys_program(self.mesh)(keys, window) if window else keys
+                latents = self._sample(step, later, latents, None, bar).latents
+            video = self.on_host(self.space.decode(latents))  # [B, F, H, W, 3]
+            start = tokenizer.frames(old) if old else 0
+            added = video[:clips, start:][:, :frames]  # [n, f, H, W, 3]
             frames -= added.shape[1]
-            yield self.on_host(codes)[:clips, old:], added
+            yield self.on_host(latents)[:clips, old:], added
 
     def window_tasks(self, task: Task, frames: int, overlap: int = 0) -> list[Task]:
-        """What each window of a video of `frames` frames draws; the first one draws `task`, or
-        nothing if all is given.
+        """What each window of a video of `frames` frames draws.
+
+        The first one draws `task`, or nothing if all of it is given.
         """
         tokenizer, window = self.config.tokenizer, self.config.data.frames
-        later = masks.continuation(
-            self.config, overlap or tokenizer.frames(max(1, self.config.grid[0] // 2))
-        )
-        kept = tokenizer.frames(int(later.known.any(axis=(1, 2)).sum()))
-        return [task] + [later] * max(0, -(-(frames - window) // (window - kept)))
+        half = tokenizer.frames(max(1, self.config.grid[0] // 2))
+        later = masks.continuation(self.config, overlap or half)
+        seen = tokenizer.frames(int(later.known.any(axis=(1, 2)).sum()))
+        return [task] + [later] * max(0, -(-(frames - window) // (window - seen)))
 
     def encode(self, task: Task, videos: Sequence[np.ndarray]) -> jax.Array:
-        """Codes [B, T, H, W] of what the task may see of each video."""
+        """Latents [B, T, H, W, ...] of what the task may see of each video."""
         rows = np.stack([task.visible(video) for video in videos])  # [B, F, H, W, 3]
-        return self.pixels.codes(rows[mesh_lib.host_rows(self.mesh, len(rows))])
+        return self.space.encode({"video": rows[host_arrays.host_rows(self.mesh, len(rows))]})
 
-    def video_of(self, codes: np.ndarray) -> np.ndarray:
-        """Codes [B, T, H, W] of a full batch -> uint8 [B, F, H, W, 3]."""
-        return self.on_host(self.pixels.video(*mesh_lib.put_rows(self.mesh, codes)))
+    def video_of(self, latents: np.ndarray) -> np.ndarray:
+        """Latents [B, T, H, W, ...] of a full batch -> uint8 [B, F, H, W, 3]."""
+        return self.on_host(self.space.decode(*host_arrays.put_rows(self.mesh, latents)))
 
     def on_host(self, array: jax.Array) -> np.ndarray:
         """The whole of a sharded array, on every process."""
-        return mesh_lib.on_host(array, self.mesh)
+        return host_arrays.on_host(array, self.mesh)
 
     def batches(
-        self, numbers: Sequence[int], videos: Sequence[np.ndarray] | None = None
+        self, indices: Sequence[int], videos: Sequence[np.ndarray] | None = None
     ) -> list[tuple[list[int], list[np.ndarray] | None]]:
-        """Cuts clips into device batches of one size; what is missing in the last one is filled up
-        with its last clip.
-        """
-        size = min(self.config.sample.batch_size, -(-len(numbers) // self._shards) * self._shards)
-        filled = [*numbers, *[numbers[-1]] * (-len(numbers) % size)]
+        """Cuts clips into device batches of one size; the last clip fills up the last batch."""
+        size = min(self.config.sample.batch_size, -(-len(indices) // self._shards) * self._shards)
+        filled = [*indices, *[indices[-1]] * (-len(indices) % size)]
         given = None if videos is None else [*videos, *[videos[-1]] * (len(filled) - len(videos))]
         return [
             (filled[i : i + size], None if given is None else given[i : i + size])
@@ -293,34 +292,57 @@ class Sampler:
         clips: int = 1,
         seed: int | None = None,
         first: int = 0,
+        condition: Condition | None = None,
     ) -> Drawn:
         given = None if videos is None else self.read(videos)
-        numbers = list(range(first, first + (clips if given is None else len(given))))
-        batches, made = self.batches(numbers, given), []
-        with telemetry.progress_bar(task.name, len(batches) * self.plan(task).num_passes, 0) as bar:
-            for chosen, seen in batches:
-                drawn = self.draw_batch(task, chosen, seen, seed=seed, bar=bar)
-                arrays = (self.pixels.video(drawn.codes), drawn.codes, drawn.committed_at)
-                made.append([self.on_host(array) for array in arrays])
-        return Drawn(numbers, *(np.concatenate(arrays)[: len(numbers)] for arrays in zip(*made)))
+        count = clips if given is None else len(given)
+        self.check(task)
+        batches = self.batches(list(range(first, first + count)), given)
+        passes = len(batches) * self.prior.method.num_passes(task.num_known)
+        video, latents, committed_at = [], [], []
+        with telemetry.progress_bar(task.name, passes, 0) as bar:
+            for indices, given in batches:
+                rows = None
+                if condition is not None:
+                    rows = {
+                        name: np.asarray(x)[np.array(indices) - first]
+                        for name, x in condition.items()
+                    }
+                sampled = self.draw_batch(task, indices, given, seed=seed, condition=rows, bar=bar)
+                video.append(self.on_host(self.space.decode(sampled.latents)))
+                latents.append(self.on_host(sampled.latents))
+                if sampled.committed_at is not None:
+                    committed_at.append(self.on_host(sampled.committed_at))
+        return Drawn(
+            list(range(first, first + count)),
+            np.concatenate(video)[:count],
+            np.concatenate(latents)[:count],
+            np.concatenate(committed_at)[:count] if committed_at else None,
+        )
 
-    def _decode(
-        self, task: Task, keys: jax.Array, codes: jax.Array | None, bar: Any
-    ) -> decode.Decoded:
+    def _sample(
+        self,
+        task: Task,
+        keys: jax.Array,
+        latents: jax.Array | None,
+        condition: Condition | None,
+        bar: Any,
+    ) -> Sampled:
         given = {}
         if task.num_known:
-            (known,) = mesh_lib.put_rows(
-                self.mesh, np.broadcast_to(task.known, (len(keys), *task.known.shape))
-            )
-            given = {"codes": codes, "known": known}
+            known = np.broadcast_to(task.known, (len(keys), *task.known.shape))
+            (known,) = host_arrays.put_rows(self.mesh, known)
+            given = {"num_known": task.num_known, "given": latents, "known": known}
+        if condition is not None:
+            arrays = host_arrays.put_rows(self.mesh, *condition.values())
+            condition = dict(zip(condition, arrays))
         try:
-            return decode.decode(
-                self.transformer.graphdef,
-                self.transformer.params,
-                self.plan(task),
-                self.config.grid,
+            return self.prior.method.sample(
+                self.prior.graphdef,
+                self.prior.params,
                 keys,
-                sharding=mesh_lib.batch_sharding(self.mesh),
+                condition=condition,
+                mesh=self.mesh,
                 on_pass=None if bar is None else bar.update,
                 **given,
             )
@@ -330,30 +352,21 @@ class Sampler:
             half = max(1, len(keys) // self._shards // 2) * self._shards
             raise UserError(
                 f"{len(keys)} clips at a time do not fit the devices' memory; set "
-                "config.sample.batch_size to "
-                f"{half}."
+                f"config.sample.batch_size to {half}."
             ) from error
 
-    def _keys(self, seed: int | None, numbers: Sequence[int]) -> jax.Array:
-        (indices,) = mesh_lib.put_rows(self.mesh, np.asarray(numbers, np.int32))
-        keys = jax.jit(
-            decode.clip_keys, static_argnums=0, out_shardings=mesh_lib.batch_sharding(self.mesh)
-        )
-        return keys(self.config.sample.seed if seed is None else seed, indices)
+    def _keys(self, seed: int | None, indices: Sequence[int]) -> jax.Array:
+        (indices,) = host_arrays.put_rows(self.mesh, np.asarray(indices, np.int32))
+        seed = self.config.sample.seed if seed is None else seed
+        return clip_keys_program(self.mesh)(seed, indices)
 
     @property
     def _shards(self) -> int:
-        return math.prod(self.mesh.shape[axis] for axis in mesh_lib.BATCH_AXES)
+        return mesh_lib.num_devices(self.mesh, mesh_lib.BATCH_AXES)
 
 
-@jax.jit
-def _window_keys(keys: jax.Array, window: int) -> jax.Array:
-    """Keys [B] for a later window of the clips that start with `keys`."""
-    return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, decode.WINDOW), window))(
-        keys
-    )
-
-
-def _shifted(codes: jax.Array, kept: int) -> jax.Array:
-    """The last `kept` latent frames of codes [B, T, H, W] in front, the rest 0."""
-    return jnp.pad(codes[:, -kept:], ((0, 0), (0, codes.shape[1] - kept), (0, 0), (0, 0)))
+def _shifted(latents: jax.Array, count: int) -> jax.Array:
+    """The last `count` latent frames of [B, T, H, W, ...] in front, the rest 0."""
+    padding = [(0, 0)] * latents.ndim
+    padding[1] = (0, latents.shape[1] - count)
+    return jnp.pad(latents[:, -count:], padding)

@@ -2,6 +2,7 @@
 named.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -10,11 +11,16 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from configs import base
 from mebt_jax import config as config_lib
+from mebt_jax.backbones import BACKBONES
+from mebt_jax.backbones.interface import MaskedTokens, TokenGrid
 from mebt_jax.backbones.mebt.model import MeBT
+from mebt_jax.config import default_config
+from mebt_jax.config_fields import field, walk
 from mebt_jax.errors import UserError
+from mebt_jax.methods import METHODS
 from mebt_jax.methods.masked import shape_buckets
+from mebt_jax.metrics.evaluate_config import EvaluateConfig
 from mebt_jax.stages import tokenizer as tokenizer_stage
 from mebt_jax.tokenizer.autoencoder import Tokenizer
 from mebt_jax.tokenizer.training.lpips import LPIPS
@@ -24,11 +30,11 @@ CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").g
 # stride, forward passes.
 OFFICIAL = {
     "sky16": (1.08e-5, 0.01, 0.1, 6, "longest", None, 1),
-    "sky128": (1.8e-5, 0.01, 0.1, 5, "clip", 30_000, 1),
+    "sky128": (1.8e-5, 0.01, 0.1, 5, "gaussian_clipped", 30_000, 1),
     "taichi16": (3e-5, 1e-4, 0.0, 32, "longest", None, 4),
-    "taichi128": (3e-5, 1e-4, 0.0, 4, "clip", 100_000, 1),
+    "taichi128": (3e-5, 1e-4, 0.0, 4, "gaussian_clipped", 100_000, 1),
     "ucf16": (3e-5, 1e-4, 0.0, 32, "longest", None, 1),
-    "ucf128": (3e-5, 1e-4, 0.0, 6, "clip", 100_000, 1),
+    "ucf128": (3e-5, 1e-4, 0.0, 6, "gaussian_clipped", 100_000, 1),
 }
 
 
@@ -42,18 +48,21 @@ def test_config_builds_and_its_full_size_model_has_consistent_shapes(name):
     locked = load(name).lock()
     config = config_lib.from_config_dict(locked)
     assert config.name == name
-    shapes = shape_buckets.all_shapes(config.masking, config.grid)
+    shapes = shape_buckets.all_shapes(config.method, config.grid)
     largest = max(shapes, key=lambda shape: (shape.contexts, shape.targets))
 
     def forward(video):
         tokenizer = Tokenizer(config.tokenizer, rngs=nnx.Rngs(0))
         model = MeBT(
-            config.transformer, num_codes=config.tokenizer.codes, grid=config.grid, rngs=nnx.Rngs(0)
+            config.backbone,
+            TokenGrid(config.tokenizer.codebook_size, config.grid),
+            rngs=nnx.Rngs(0),
         )
         features = tokenizer.encode(video)  # [1, T, H, W, E]
-        context = jax.numpy.zeros((1, largest.contexts), int)
+        contexts = jax.numpy.zeros((1, largest.contexts), int)
         targets = jax.numpy.zeros((1, largest.targets), int)
-        hidden = model(context, context, context == 0, targets, targets == 0)
+        tokens = MaskedTokens(contexts, contexts, contexts == 0, targets, targets == 0)
+        hidden = model(tokens)
         return features, tokenizer.decode(features), hidden, model.logits(hidden)
 
     size = config.data.resolution
@@ -61,8 +70,8 @@ def test_config_builds_and_its_full_size_model_has_consistent_shapes(name):
     features, reconstruction, hidden, logits = jax.eval_shape(forward, video)
     assert features.shape == (1, *config.grid, config.tokenizer.code_width)
     assert reconstruction.shape == video.shape
-    assert hidden.shape == (1, largest.targets, config.transformer.width)
-    assert logits.shape == (1, largest.targets, config.tokenizer.codes)
+    assert hidden.shape == (1, largest.targets, config.backbone.width)
+    assert logits.shape == (1, largest.targets, config.tokenizer.codebook_size)
     assert __import__(f"configs.{name}").__dict__[name].__doc__
 
 
@@ -75,7 +84,7 @@ def test_the_whole_tokenizer_recipe_takes_a_step_at_full_size():
     perceptual = jax.eval_shape(lambda: nnx.state(LPIPS(rngs=nnx.Rngs(0))))
     video = jax.ShapeDtypeStruct((config.tokenizer.training.batch_size, 16, 128, 128, 3), "uint8")
     step = functools.partial(
-        tokenizer_stage.train_step, parts=parts, config=config.tokenizer, opposed=True
+        tokenizer_stage.train_step, parts=parts, config=config.tokenizer, with_discriminators=True
     )
     after, metrics = jax.eval_shape(step, state, video, key, perceptual)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
@@ -97,18 +106,24 @@ def test_the_whole_tokenizer_recipe_takes_a_step_at_full_size():
 def test_paper_configs_carry_the_official_settings(name):
     config = config_lib.from_config_dict(load(name))
     rate, decay, dropout, per_gpu, schedule, alpha, stride = OFFICIAL[name]
-    training, model = config.transformer.training, config.transformer
+    training, model = config.prior.training, config.backbone
     assert (training.learning_rate, training.weight_decay, training.batch_size) == (
         rate,
         decay,
         8 * per_gpu,
     )
     assert {model.embedding_dropout, model.residual_dropout, model.attention_dropout} == {dropout}
-    assert config.masking.interval_schedule == schedule and config.masking.interval_beta == 2.0
-    assert alpha is None or config.masking.interval_alpha == alpha
+    assert config.method.interval_schedule == schedule and config.method.interval_beta == 2.0
+    assert alpha is None or config.method.interval_alpha == alpha
     assert config.data.frame_stride == stride and config.data.resolution == 128
     assert config.grid == (config.data.frames // 4, 16, 16)
-    assert (model.width, model.heads, model.latents, len(model.layers), config.tokenizer.codes) == (
+    assert (
+        model.width,
+        model.heads,
+        model.num_latents,
+        len(model.layers),
+        config.tokenizer.codebook_size,
+    ) == (
         1024,
         16,
         256,
@@ -140,7 +155,7 @@ def test_tokenizer_configs_carry_the_recipe_of_tats_and_the_other_configs_share_
         tokenizer.compression,
         tokenizer.patch,
         tokenizer.hidden,
-        tokenizer.codes,
+        tokenizer.codebook_size,
         tokenizer.code_width,
     ) == ((4, 8, 8), (1, 1, 1), 32, 16_384, 256)
     assert tokenizer.norm == "batch"
@@ -152,7 +167,7 @@ def test_tokenizer_configs_carry_the_recipe_of_tats_and_the_other_configs_share_
     ) == (4, 0, 0.25, 4)
     assert (
         opponents.frame_weight,
-        opponents.clip_weight,
+        opponents.video_weight,
         opponents.feature_weight,
         opponents.loss,
     ) == (1, 1, 4, "hinge")
@@ -166,16 +181,20 @@ def test_tokenizer_configs_carry_the_recipe_of_tats_and_the_other_configs_share_
     assert (
         training.learning_rate == opponents.learning_rate == pytest.approx(3e-5 * 6 * 8 / 8 * 2 / 4)
     )
-    assert (training.batch_size, training.accumulation, training.clip_norm) == (2 * 8 * 6, 6, 1.0)
+    assert (training.batch_size, training.microbatches, training.grad_clip_norm) == (
+        2 * 8 * 6,
+        6,
+        1.0,
+    )
     for frames in (16, 128):
         assert config_lib.from_config_dict(load(f"{name}{frames}")).tokenizer == tokenizer
 
 
 def test_unknown_field_names_the_nearest_valid_one():
-    config = base.get_config()
-    config.transformer.widht = 3
+    config = default_config()
+    config.backbone.widht = 3
     with pytest.raises(
-        UserError, match=r"config\.transformer\.widht; did you mean config\.transformer\.width\?"
+        UserError, match=r"config\.backbone\.widht; did you mean config\.backbone\.width\?"
     ):
         config_lib.from_config_dict(config)
 
@@ -183,31 +202,41 @@ def test_unknown_field_names_the_nearest_valid_one():
 @pytest.mark.parametrize(
     "group, field, value, words",
     [
-        ("transformer", "width", 64.5, "config.transformer.width must be of type int, but is 64.5"),
-        ("transformer", "heads", True, "config.transformer.heads must be of type int"),
-        ("transformer", "heads", 7, "does not divide"),
-        ("tokenizer", "norm", "layer", "must be one of group, token, batch"),
+        ("backbone", "width", 64.5, "config.backbone.width must be of type int, but is 64.5"),
+        ("backbone", "heads", True, "config.backbone.heads must be of type int"),
+        ("backbone", "heads", 7, "does not divide"),
+        ("tokenizer", "norm", "instance", "must be one of group, layer, batch"),
         ("tokenizer", "causal", True, "takes one frame more than a multiple of 4; use 129"),
         ("tokenizer", "quantizer", "vq", "must be one of ema, gradient, fsq, lfq"),
         (
             "tokenizer",
             "quantizer",
             "fsq",
-            "levels of at least 2 whose product is config.tokenizer.codes, 16384",
+            "levels of at least 2 whose product is config.tokenizer.codebook_size, 16384",
         ),
         ("tokenizer", "quantizer", "lfq", "has 2 to the power of config.tokenizer.code_width"),
         (
-            "transformer",
+            "backbone",
             "layers",
             ("encode", "decoder"),
             r"layers\[1\] is 'decoder', but must be one of encode",
         ),
-        ("transformer", "flavour", "papper", "must be one of paper, modern"),
+        ("backbone", "residual", "querry", "must be one of normed_query, query"),
+        ("backbone", "remat", "block", "must be one of none, full, save_query_projections"),
+        ("backbone", "attention_implementation", "kernel", "must be one of auto, xla"),
+        ("backbone", "attention_dropout", 1.0, "must be at least 0 and below 1"),
+        ("backbone", "kind", "mebtt", "is no backbone; did you mean 'mebt'"),
+        ("method", "kind", "flow", "is no method; the kinds are masked"),
+        ("prior", "training", {"decay": "cosin"}, "must be one of constant, cosine"),
+        ("prior", "training", {"steps": 0}, "must be at least 1"),
+        ("prior", "training", {"microbatches": 3}, "positive multiple of config.prior.training.m"),
+        ("decoding", "preset", "ucf", "must be one of sky16, "),
+        ("decoding", "remask_at", 1.0, "must be between 0 and 1"),
         ("tokenizer", "compression", (4, 8), "must have 3 entries"),
         ("tokenizer", "patch", (4, 3, 8), "patch times a power of two"),
         ("data", "resolution", 100, "compression of 8 does not divide"),
         ("data", "frames", 30, "use a multiple of 4"),
-        ("masking", "splits", 0, "must be at least 1"),
+        ("method", "bucket_steps", 0, "must be at least 1"),
         (
             "tokenizer",
             "adversarial",
@@ -227,11 +256,11 @@ def test_unknown_field_names_the_nearest_valid_one():
             "learn alone in the 0 to 10000 steps before",
         ),
         ("data", "train_clips", 0, "must be at least 1"),
-        ("sample", "top_k", 100_000, "between 0 and the 16384 codes"),
+        ("decoding", "top_k", 100_000, "between 0 and the 16384 codes"),
     ],
 )
 def test_ill_typed_or_impossible_values_are_named(group, field, value, words):
-    config = ConfigDict(base.get_config().to_dict(), type_safe=False)
+    config = ConfigDict(default_config().to_dict(), type_safe=False)
     config[group].update({field: value})  # a dict changes some fields of its group
     with pytest.raises(UserError, match=words):
         config_lib.from_config_dict(config)
@@ -239,37 +268,105 @@ def test_ill_typed_or_impossible_values_are_named(group, field, value, words):
 
 @pytest.mark.parametrize("frames, latents", [(1, 1), (5, 2), (17, 5)])
 def test_the_first_token_of_a_causal_clip_stands_for_one_frame(frames, latents):
-    config = base.get_config()
-    config.data.frames, config.tokenizer.causal, config.tokenizer.norm = frames, True, "token"
+    config = default_config()
+    config.data.frames, config.tokenizer.causal, config.tokenizer.norm = frames, True, "layer"
     built = config_lib.from_config_dict(config)
     assert built.grid == (latents, 16, 16) and built.tokenizer.frames(latents) == frames
-    for field, value, words in (
-        ("norm", "group", "needs one that sees no later frame; set it to 'token'"),
+    for name, value, words in (
+        ("norm", "group", "needs one that sees no later frame; set it to 'layer'"),
     ):
-        config.tokenizer[field] = value
+        config.tokenizer[name] = value
         with pytest.raises(UserError, match=words):
             config_lib.from_config_dict(config)
 
 
 def test_rotary_positions_need_room_in_every_head():
-    config = base.get_config()
-    config.transformer.update({"flavour": "modern", "width": 16, "heads": 4})
-    with pytest.raises(UserError, match="'modern' needs 6 channels a head"):
+    config = default_config()
+    config.backbone.update({"positions": "rotary", "width": 16, "heads": 4})
+    with pytest.raises(UserError, match="'rotary' need 6 channels a head"):
         config_lib.from_config_dict(config)
 
 
-def test_missing_field_is_named():
-    config = base.get_config()
-    del config.masking.splits
-    with pytest.raises(UserError, match=r"config\.masking\.splits is missing"):
+def test_a_field_that_is_not_there_has_its_default_in_its_group():
+    config = default_config()
+    config.backbone.width = 64
+    del config.tokenizer.training.learning_rate, config.prior.training.learning_rate
+    del config.backbone.heads, config.evaluate
+    built = config_lib.from_config_dict(config)
+    assert (built.tokenizer.training.learning_rate, built.prior.training.learning_rate) == (
+        3e-4,
+        3e-5,
+    )
+    assert (built.backbone.width, built.backbone.heads) == (64, 16)
+    assert built.evaluate == EvaluateConfig()
+
+
+def test_an_entry_of_a_mixture_has_every_field():
+    config = default_config().to_dict()
+    config["data"]["mixture"] = ({"source": "folder", "path": "x"},)
+    with pytest.raises(UserError, match=r"config\.data\.mixture\[0\]\.weight is missing"):
         config_lib.from_config_dict(config)
 
 
 def test_content_hash_follows_every_field():
-    config = config_lib.from_config_dict(base.get_config())
-    changed = base.get_config()
+    config = config_lib.from_config_dict(default_config())
+    changed = default_config()
     changed.tokenizer.training.beta1 = 0.6
     other = config_lib.from_config_dict(changed)
     assert config_lib.content_hash(config) == config_lib.content_hash(config)
     assert config_lib.content_hash(config.tokenizer) != config_lib.content_hash(other.tokenizer)
-    assert config_lib.content_hash(config.transformer) == config_lib.content_hash(other.transformer)
+    assert config_lib.content_hash(config.backbone) == config_lib.content_hash(other.backbone)
+
+
+def test_the_fields_of_a_group_with_a_kind_are_those_of_the_kind(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class ToyConfig:
+        kind: str = "toy"
+        width: int = field(4, "Channels.", least=2)
+        depth: int = 3
+
+    class Toy:
+        Config = Decoding = ToyConfig
+
+    monkeypatch.setitem(BACKBONES, "toy", Toy)
+    monkeypatch.setitem(METHODS, "toy", Toy)
+    config = default_config()
+    config.backbone = config.decoding = ConfigDict({"kind": "toy", "width": 8})
+    config.method = ConfigDict({"kind": "toy"})
+    built = config_lib.from_config_dict(config.lock())
+    assert built.backbone == built.decoding == ToyConfig(width=8) and built.method == ToyConfig()
+    assert config_lib.from_saved(config_lib.to_dict(built), "here") == built
+    config.backbone.width = 1
+    with pytest.raises(UserError, match=r"config\.backbone\.width is 1, but must be at least 2"):
+        config_lib.from_config_dict(config)
+    config.method.kind = "masked"
+    with pytest.raises(UserError, match=r"config\.decoding\.kind; the fields of config\.decoding"):
+        config_lib.from_config_dict(config)
+
+
+def test_a_config_file_takes_another_of_its_folder_wherever_it_runs(tmp_path, monkeypatch):
+    (tmp_path / "small.py").write_text(
+        "from mebt_jax.config import default_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    config.backbone.width = 64\n"
+        "    return config\n"
+    )
+    (tmp_path / "smaller.py").write_text(
+        "from mebt_jax.config import config_beside\n"
+        "def get_config():\n"
+        '    config = config_beside(__file__, "small.py")\n'
+        "    config.backbone.heads = 2\n"
+        "    return config\n"
+    )
+    monkeypatch.chdir("/")
+    config = config_lib.config_beside(str(tmp_path / "any.py"), "smaller.py")
+    assert (config.backbone.width, config.backbone.heads) == (64, 2)
+
+
+def test_every_field_has_a_doc_and_every_table_of_allowed_values_is_there():
+    rules = {name: rule for name, rule, _ in walk(config_lib.Config(), "config")}
+    assert [name for name, rule in rules.items() if not rule.doc] == []
+    chosen = {name: rule.choices() for name, rule in rules.items() if rule.one_of is not None}
+    assert chosen["config.prior.training.decay"] == ("constant", "cosine")
+    assert [name for name, names in chosen.items() if len(names) < 2] == []

@@ -4,14 +4,14 @@
 
 from ml_collections import ConfigDict
 
-from configs import base
+from mebt_jax.config import default_config
 
 
 def tiny_config(**overrides) -> ConfigDict:
     """8 frames of 16x16, 2x4x4 tokens; overrides are dotted names with the dots as double
-    underscores: masking__splits=1.
+    underscores: method__bucket_steps=1.
     """
-    config = base.get_config()
+    config = default_config()
     config.name = "tiny"
     config.data.resolution = 16
     config.data.frames = 8
@@ -21,22 +21,22 @@ def tiny_config(**overrides) -> ConfigDict:
     config.tokenizer.compression = (4, 4, 4)
     config.tokenizer.patch = (4, 4, 4)
     config.tokenizer.hidden = 8
-    config.tokenizer.codes = 16
+    config.tokenizer.codebook_size = 16
     config.tokenizer.code_width = 8
 
-    config.transformer.layers = ("encode", "decode")
-    config.transformer.width = 16
-    config.transformer.heads = 2
-    config.transformer.latents = 4
-    config.transformer.dtype = "float32"
-    config.transformer.remat = "none"
-    config.transformer.residual_dropout = 0.1
-    config.transformer.loss_block = 16
+    config.backbone.layers = ("encode", "decode")
+    config.backbone.width = 16
+    config.backbone.heads = 2
+    config.backbone.num_latents = 4
+    config.backbone.dtype = "float32"
+    config.backbone.remat = "none"
+    config.backbone.residual_dropout = 0.1
+    config.method.loss_block = 16
     # One set of array sizes, so one program to compile.
-    config.masking.interval_schedule = "longest"
-    config.masking.splits = 1
+    config.method.interval_schedule = "longest"
+    config.method.bucket_steps = 1
 
-    for training in (config.tokenizer.training, config.transformer.training):
+    for training in (config.tokenizer.training, config.prior.training):
         training.steps = 6
         training.batch_size = 8
         training.learning_rate = 1e-3
@@ -47,11 +47,11 @@ def tiny_config(**overrides) -> ConfigDict:
 
     config.sample.clips = 8
     config.sample.batch_size = 8
-    config.sample.draft_steps = 1
-    config.sample.top_k = 0
-    config.sample.bootstrap_steps = 0
-    config.sample.revise_rounds = 1
-    config.sample.revise_partitions = 2
+    config.decoding.draft_steps = 1
+    config.decoding.top_k = 0
+    config.decoding.bootstrap_steps = 0
+    config.decoding.revise_rounds = 1
+    config.decoding.revise_partitions = 2
     config.evaluate.clips = 8
     config.evaluate.batch_size = 8
 

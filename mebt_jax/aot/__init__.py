@@ -1,3 +1,1 @@
-"""Compiles the programs of a config for TPUs that are not there, and says what they would need and
-take.
-"""
+"""Compiles the programs of a config for TPUs that need not be there: memory, work, least time."""

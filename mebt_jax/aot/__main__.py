@@ -1,16 +1,17 @@
-"""`python -m mebt_jax.aot --config=configs/ucf128.py --topology=v5e:4x4 [--step=transformer]
+"""`python -m mebt_jax.aot --config=configs/ucf128.py --topology=v5e:4x4 [--step=prior]
 [--config.mesh.fsdp=16 ...]`
 
-Compiles what a step of a run executes for TPUs that are not there: "transformer" and "tokenizer"
-are train steps, "sample" is the decoding of a batch. Prints the memory of a chip, what is computed
-and moved, and the least time by the chip's figures. Exit status 1 if it does not fit, with what to
-change. Needs libtpu: pip install 'mebt_jax[aot]'.
+Compiles what a step of a run executes for TPUs that need not be there: "prior" and "tokenizer" are
+train steps, "sample" draws a batch, "evaluate" measures a batch of real and a batch of generated
+clips. Prints the memory of a chip, what is computed and moved, and the least time by the chip's
+figures. If a program does not fit, the exit status is 1 and the output says what to change. Needs
+libtpu: pip install 'mebt_jax[aot]'.
 """
 
 import os
 
-# Before JAX is imported: no query of a metadata server, no log files; compiled programs can be
-# written to the cache, not read.
+# Before JAX is imported: no query of a metadata server and no log files. The compilation cache is
+# off because such programs can be written to it but not read.
 os.environ.update(
     JAX_PLATFORMS="cpu",
     TPU_SKIP_MDS_QUERY="1",
@@ -37,11 +38,9 @@ TOPOLOGY = flags.DEFINE_string(
 SLICES = flags.DEFINE_integer(
     "slices", 1, "Slices of this topology, connected by the network of the data center."
 )
-STEP = flags.DEFINE_string(
-    "step", "transformer", "transformer, tokenizer (train steps), or sample (decoding a batch)."
-)
+STEP = flags.DEFINE_string("step", "prior", f"What to compile: one of {', '.join(programs.STEPS)}.")
 EFFORT = flags.DEFINE_float(
-    "effort", 0.0, "Of the compiler, -1 to 1: below 0 it is quicker, and finds a worse schedule."
+    "effort", 0.0, "Of the compiler, from -1 (quick, with a worse schedule) to 1."
 )
 
 

@@ -1,4 +1,4 @@
-"""What a TPU chip can do: the figures that a compiled program is held against."""
+"""Figures of TPU chips, for the least time and the memory of a compiled program."""
 
 import dataclasses
 from typing import Any
@@ -16,9 +16,8 @@ class Chip:
     hbm_bytes: float  # that the compiler lets a program use
     hbm_bytes_per_second: float
     flops: float  # bfloat16 operations a second
-    ici_bytes_per_second: (
-        float  # sent to the other chips of the slice, over all links, one direction
-    )
+    # Sent to the other chips of the slice, over all links, in one direction.
+    ici_bytes_per_second: float
     dcn_bytes_per_second: float  # sent to other slices: a chip's share of its host's network
 
 
@@ -56,18 +55,17 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
     Raises:
         UserError: libtpu is not there, or does not know the topology.
     """
-    # Without it the two cores of a v4 chip are two devices.
-    known = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
+    # By default the two cores of a v4 chip are two devices.
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
     try:
         return list(
             topologies.get_topology_desc(
-                topology, platform="tpu", num_slices=slices, **known
+                topology, platform="tpu", num_slices=slices, **options
             ).devices
         )
-    # libtpu has one error for a name that it does not know and another where it is missing
+    # libtpu raises one kind of error for an unknown name and another kind if it is missing.
     except Exception as error:
         raise UserError(
             f"No topology {topology}: {str(error).splitlines()[0]}; install 'mebt_jax[aot]' and "
-            "give a name such as "
-            f"v5e:4x4."
+            "give a name such as v5e:4x4."
         ) from error

@@ -16,15 +16,15 @@ EFFORT_OPTIONS = ("exec_time_optimization_effort", "memory_fitting_effort")
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Of a program on a slice, or several; memory, traffic and times are those of one chip and one
-    turn.
+    """A program on one slice or several; memory, traffic and times are those of one chip and one
+    run.
     """
 
     name: str
     chips: int
     chip: Chip
     clips: int
-    turns: int
+    runs: int
     peak_bytes: float
     argument_bytes: float
     flops: float  # of one chip
@@ -32,7 +32,7 @@ class Report:
     memory_traffic: float  # bytes
     sent: dict[str, float]  # bytes, by kind of collective
     between_slices: float  # bytes of these
-    unknown_loops: int = 0  # counted as one turn each
+    unknown_loops: int = 0  # counted as one iteration each
 
     @property
     def parts(self) -> dict[str, float]:
@@ -47,15 +47,13 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        """Least time of one turn: products and memory overlap, what goes over the network is not
-        hidden.
-        """
+        """Least time of one run: products and memory traffic overlap, network traffic is added."""
         parts = self.parts
         return max(parts["matrix products"], parts["memory"]) + parts["interconnect"]
 
     @property
     def utilization(self) -> float:
-        """MFU at `seconds`: an upper bound of what will be measured."""
+        """MFU at `seconds`, an upper bound of the measured one."""
         return self.useful_flops / (self.seconds * self.chip.flops)
 
 
@@ -67,10 +65,10 @@ def compile_report(program: Program, chip: Chip, slices: int = 1, effort: float 
     """Compiles a program for the devices of its mesh, each of which is a chip; this takes minutes.
 
     Args:
-        effort: of the compiler, from -1 (quick) to 1; 0 is its own.
+        effort: of the compiler, from -1 (quick) to 1; 0 is its default.
 
     Raises:
-        DoesNotFit: as it says.
+        DoesNotFit: the program needs more memory than a chip has.
     """
     try:
         compiled = lowered(program).compile(
@@ -87,7 +85,7 @@ def compile_report(program: Program, chip: Chip, slices: int = 1, effort: float 
         chips,
         chip,
         program.clips,
-        program.turns,
+        program.runs,
         memory.peak_memory_in_bytes,
         memory.argument_size_in_bytes,
         program.flops / chips,
@@ -100,13 +98,13 @@ def compile_report(program: Program, chip: Chip, slices: int = 1, effort: float 
 
 
 def lowered(program: Program) -> jax.stages.Lowered:
-    """A program in the form that the compiler is given, for TPUs."""
+    """A program as the compiler for TPUs takes it."""
     return program.traced.lower(lowering_platforms=("tpu",))
 
 
 def total_seconds(reports: list[Report]) -> float:
-    """Of all programs of a step, each as often as it runs."""
-    return sum(one.seconds * one.turns for one in reports)
+    """Least time of all programs of a step, each as often as it runs."""
+    return sum(report.seconds * report.runs for report in reports)
 
 
 def clips_per_second(reports: list[Report]) -> float:
@@ -116,59 +114,59 @@ def clips_per_second(reports: list[Report]) -> float:
 
 def lines(reports: list[Report]) -> list[str]:
     """The reports for people to read."""
-    text = []
-    for one in reports:
-        sent = (
-            ", ".join(f"{kind} {size / 1e9:.3g}" for kind, size in sorted(one.sent.items()))
-            or "none"
-        )
-        parts = ", ".join(f"{name} {1e3 * seconds:.3g}" for name, seconds in one.parts.items())
-        text += [
-            f"{one.name}: fits, {one.peak_bytes / 2**30:.2f} GiB of the "
-            f"{one.chip.hbm_bytes / 2**30:.2f} GiB of a chip at its "
-            f"peak, of it {one.argument_bytes / 2**30:.2f} weights, optimizer and inputs",
-            f"  a chip computes {one.flops / 1e12:.3g} TFLOP (useful "
-            f"{one.useful_flops / 1e12:.3g}), moves "
-            f"{one.memory_traffic / 1e9:.3g} GB through its memory, and sends in GB: {sent}",
-            f"  ms by each alone: {parts}; together {1e3 * one.seconds:.3g} ms at least, MFU "
-            f"{one.utilization:.0%} at most"
-            + (f"; runs {one.turns} times" if one.turns > 1 else "")
-            + (
-                f"; {one.unknown_loops} loops of unknown length count as one turn"
-                if one.unknown_loops
-                else ""
-            ),
-        ]
-    rate = clips_per_second(reports)
+    rate, seconds = clips_per_second(reports), total_seconds(reports)
     return [
-        *text,
-        f"{reports[0].clips} clips in {total_seconds(reports):.3g} s at least: {rate:.3g} clips a "
-        "second by the whole "
-        f"{reports[0].chips} chips",
+        *(line for report in reports for line in _lines(report)),
+        f"{reports[0].clips} clips in {seconds:.3g} s at least: {rate:.3g} clips a second by the "
+        f"whole {reports[0].chips} chips",
+    ]
+
+
+def _lines(report: Report) -> list[str]:
+    sent = ", ".join(f"{kind} {size / 1e9:.3g}" for kind, size in sorted(report.sent.items()))
+    parts = ", ".join(f"{name} {1e3 * seconds:.3g}" for name, seconds in report.parts.items())
+    notes = f"; runs {report.runs} times" if report.runs > 1 else ""
+    if report.unknown_loops:
+        notes += f"; {report.unknown_loops} loops of unknown length count as one iteration"
+    return [
+        f"{report.name}: fits, {report.peak_bytes / 2**30:.2f} GiB of the "
+        f"{report.chip.hbm_bytes / 2**30:.2f} GiB of a chip at its peak, of it "
+        f"{report.argument_bytes / 2**30:.2f} weights, optimizer and inputs",
+        f"  a chip computes {report.flops / 1e12:.3g} TFLOP (useful "
+        f"{report.useful_flops / 1e12:.3g}), moves {report.memory_traffic / 1e9:.3g} GB through "
+        f"its memory, and sends in GB: {sent or 'none'}",
+        f"  ms by each alone: {parts}; together {1e3 * report.seconds:.3g} ms at least, MFU "
+        f"{report.utilization:.0%} at most{notes}",
     ]
 
 
 def what_to_change(program: Program, chip: Chip, error: Any) -> str:
     """One sentence for a program that does not fit."""
     found = re.search(r"Used ([\d.]+[GMK]?) of ([\d.]+[GMK]?) hbm", str(error))
-    said = f"it needs {found[1]} of {found[2]}" if found else str(error).splitlines()[0]
+    need = f"it needs {found[1]} of {found[2]}" if found else str(error).splitlines()[0]
+    return (
+        f"{program.name}: does not fit the {chip.hbm_bytes / 2**30:.2f} GiB of a {chip.name} chip, "
+        f"{need}; {_fix(program, chip)}."
+    )
+
+
+def _fix(program: Program, chip: Chip) -> str:
     shape = dict(program.mesh.shape)
     each = program.clips // (shape["data"] * shape["fsdp"])
     stage = program.batch_field.removesuffix(".batch_size")
     if program.resident_bytes > chip.hbm_bytes / 2 and shape["fsdp"] < program.mesh.size:
-        mend = (
+        return (
             f"weights and optimizer take {program.resident_bytes / 2**30:.1f} GiB on every chip: "
-            "set config.mesh.data=1 and "
-            f"config.mesh.fsdp={program.mesh.size}, or take more chips"
+            f"set config.mesh.data=1 and config.mesh.fsdp={program.mesh.size}, or take more chips"
         )
-    elif each > 1 and stage.endswith("training"):
-        mend = f"a chip works on {each} clips of a batch: raise {stage}.accumulation up to {each}, so that it takes them one by one"
-    elif each > 1:
-        mend = f"a chip works on {each} clips at a time: lower {program.batch_field}"
-    else:
-        mend = (
-            f"a chip works on one clip already: set config.mesh.sequence={2 * shape['sequence']}, "
-            "which splits a clip over "
-            f"chips, or take chips with more memory"
+    if each > 1 and stage.endswith("training"):
+        return (
+            f"a chip works on {each} clips of a batch: raise {stage}.microbatches up to {each}, so "
+            "that it takes them one after the other"
         )
-    return f"{program.name}: does not fit the {chip.hbm_bytes / 2**30:.2f} GiB of a {chip.name} chip, {said}; {mend}."
+    if each > 1:
+        return f"a chip works on {each} clips at a time: lower {program.batch_field}"
+    return (
+        f"a chip works on one clip already: set config.mesh.sequence={2 * shape['sequence']}, "
+        "which splits a clip over chips, or take chips with more memory"
+    )

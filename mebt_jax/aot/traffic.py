@@ -1,18 +1,16 @@
 """Bytes that a compiled program moves, read from its text: through the memory of a device, and
 between devices.
 
-XLA's own count of bytes takes the body of a loop once, and it counts no bytes between devices at
-all.
+XLA's own count of bytes takes the body of a loop once, and counts no bytes between devices.
 """
 
 import collections
 import dataclasses
-import functools
 import re
 
 import numpy as np
 
-# Bytes that one device sends for each byte it puts in, in a group of n, by the ring algorithms.
+# Bytes that one device of a group of n sends for each byte of its operand, by the ring algorithms.
 SENT = {
     "all-gather": lambda n: n - 1,
     "reduce-scatter": lambda n: (n - 1) / n,
@@ -47,7 +45,7 @@ class Traffic:
         default_factory=lambda: collections.defaultdict(float)
     )  # by kind of collective
     between_slices: float = 0.0  # of `sent`, in groups that span slices
-    unknown_loops: int = 0  # counted as one turn each
+    unknown_loops: int = 0  # counted as one iteration each
 
     def add(self, other: "Traffic", times: int) -> None:
         self.memory += times * other.memory
@@ -70,7 +68,7 @@ class Instruction:
 def read_traffic(text: str, devices_per_slice: int | None = None) -> Traffic:
     """Traffic of a compiled program, from `compiled.as_text()`.
 
-    Loops count as often as they turn; of the branches of a conditional the largest counts. A fusion
+    Every iteration of a loop counts; of the branches of a conditional the largest counts. A fusion
     reads its operands, or the slices of them that it takes, and writes its result, or the slice of
     it that it updates. Arrays on the chip (memory space 1 and up) are free.
 
@@ -87,6 +85,7 @@ class _Program:
         partitions = re.search(r"num_partitions=(\d+)", text)
         self.devices = int(partitions[1]) if partitions else 1
         self.computations: dict[str, dict[str, Instruction]] = {}
+        self._totals: dict[str, Traffic] = {}  # of the computations that were read already
         name = self.entry = ""
         for line in text.splitlines():
             if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$", line):
@@ -96,65 +95,66 @@ class _Program:
             elif found := _instruction(line):
                 self.computations[name][found.name] = found
 
-    @functools.cache
     def traffic(self, computation: str) -> Traffic:
-        total = Traffic()
-        for one in self.computations[computation].values():
-            self._add(total, computation, one)
-        return total
+        if computation not in self._totals:
+            total = Traffic()
+            for instruction in self.computations[computation].values():
+                self._add(total, computation, instruction)
+            self._totals[computation] = total
+        return self._totals[computation]
 
-    def _add(self, total: Traffic, computation: str, one: Instruction) -> None:
-        opcode = one.opcode.removesuffix("-start")
-        called = _called(one)
+    def _add(self, total: Traffic, computation: str, instruction: Instruction) -> None:
+        opcode = instruction.opcode.removesuffix("-start")
+        called = _called(instruction)
         if opcode in NO_TRAFFIC or opcode.endswith("-done") or opcode.endswith("-update"):
             return
         if opcode in SENT:
             size = sum(
                 _bytes(self.computations[computation][name].shape, on_chip=True)
-                for name in one.operands
+                for name in instruction.operands
             )
-            group, spans = self._group(one)
+            group, spans = self._group(instruction)
             if group > 1:
                 sent = size * SENT[opcode](group)
                 total.sent[opcode] += sent
                 total.between_slices += sent if spans else 0
                 total.memory += 2 * size
         elif opcode == "while":
-            turns = self._turns(one)
-            total.unknown_loops += turns is None
+            count = self._iterations(instruction)
+            total.unknown_loops += count is None
             for inner in called:
-                total.add(self.traffic(inner), turns or 1)
+                total.add(self.traffic(inner), count or 1)
         elif opcode == "conditional":
-            total.add(max(map(self.traffic, called), key=lambda one: one.memory), 1)
+            total.add(max(map(self.traffic, called), key=lambda traffic: traffic.memory), 1)
         elif opcode in ("call", "async"):
             for inner in called:
                 total.add(self.traffic(inner), 1)
         elif opcode == "fusion":
             (inner,) = called
-            operands = [self.computations[computation][name] for name in one.operands]
+            operands = [self.computations[computation][name] for name in instruction.operands]
             total.memory += self._written(inner) + sum(
                 self._read(inner, i, x.shape) for i, x in enumerate(operands)
             )
             nested = self.traffic(inner)
-            for (
-                kind,
-                size,
-            ) in nested.sent.items():  # a collective may be fused with what makes its operand
+            # A collective may be fused with the instruction that computes its operand.
+            for kind, size in nested.sent.items():
                 total.sent[kind] += size
             total.between_slices += nested.between_slices
         else:
-            total.memory += self._moved(computation, one)
+            total.memory += self._moved(computation, instruction)
 
-    def _moved(self, computation: str, one: Instruction) -> float:
+    def _moved(self, computation: str, instruction: Instruction) -> float:
         instructions = self.computations[computation]
-        if one.opcode.endswith("-start"):
-            return _bytes(one.shape)  # a tuple of where to and where from
-        if one.opcode in SLICES:
-            return 2 * _bytes(one.shape)
-        if one.opcode == "dynamic-update-slice":
-            return 2 * _bytes(instructions[one.operands[1]].shape)
-        return _bytes(one.shape) + sum(
-            _bytes(instructions[name].shape) for name in one.operands if name in instructions
+        if instruction.opcode.endswith("-start"):
+            return _bytes(instruction.shape)  # a tuple of destination and source
+        if instruction.opcode in SLICES:
+            return 2 * _bytes(instruction.shape)
+        if instruction.opcode == "dynamic-update-slice":
+            return 2 * _bytes(instructions[instruction.operands[1]].shape)
+        return _bytes(instruction.shape) + sum(
+            _bytes(instructions[name].shape)
+            for name in instruction.operands
+            if name in instructions
         )
 
     def _read(self, computation: str, index: int, shape: str) -> float:
@@ -162,9 +162,10 @@ class _Program:
         instructions = self.computations[computation]
         parameter = next(
             (
-                one.name
-                for one in instructions.values()
-                if one.opcode == "parameter" and one.attributes.startswith(f"({index})")
+                instruction.name
+                for instruction in instructions.values()
+                if instruction.opcode == "parameter"
+                and instruction.attributes.startswith(f"({index})")
             ),
             None,
         )
@@ -186,41 +187,41 @@ class _Program:
 
     def _written(self, computation: str) -> float:
         instructions = self.computations[computation]
-        root = next(one for one in instructions.values() if one.is_root)
+        root = next(instruction for instruction in instructions.values() if instruction.is_root)
         results = (
             [instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
         )
         total = 0.0
-        for one in results:
-            while one.opcode == "bitcast":
-                one = instructions[one.operands[0]]
+        for instruction in results:
+            while instruction.opcode == "bitcast":
+                instruction = instructions[instruction.operands[0]]
             updated = (
-                instructions[one.operands[1]].shape
-                if one.opcode == "dynamic-update-slice"
-                else one.shape
+                instructions[instruction.operands[1]].shape
+                if instruction.opcode == "dynamic-update-slice"
+                else instruction.shape
             )
             total += _bytes(updated)
         return total
 
-    def _turns(self, loop: Instruction) -> int | None:
-        """Turns of a loop as the compiler found them, or of one that counts from 0 to a constant,
-        as a scan does.
+    def _iterations(self, loop: Instruction) -> int | None:
+        """Iterations of a loop: as the compiler found them, or the constant to which it counts from
+        0, as a scan does.
         """
         if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(found[1])
         condition = self.computations[re.search(r"condition=%?([\w.\-]+)", loop.attributes)[1]]
-        root = next(one for one in condition.values() if one.is_root)
+        root = next(instruction for instruction in condition.values() if instruction.is_root)
         if root.opcode != "compare" or "direction=LT" not in root.attributes:
             return None
         found = re.match(r"\((\d+)\)", condition[root.operands[1]].attributes)
         return int(found[1]) if found and condition[root.operands[1]].opcode == "constant" else None
 
-    def _group(self, one: Instruction) -> tuple[int, bool]:
+    def _group(self, instruction: Instruction) -> tuple[int, bool]:
         """Devices of a group of a collective, and whether one of the groups spans slices."""
-        if "replica_groups={}" in one.attributes:
+        if "replica_groups={}" in instruction.attributes:
             groups = [list(range(self.devices))]
         else:
-            groups = groups_of(one.attributes)
+            groups = groups_of(instruction.attributes)
         spans = self.devices_per_slice is not None and any(
             len({device // self.devices_per_slice for device in group}) > 1 for group in groups
         )
@@ -250,7 +251,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str) -> int:
-    """Index of the parenthesis that closes the one `text` begins with."""
+    """Index of the parenthesis that closes the first character of `text`."""
     depth = 0
     for i, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -259,20 +260,20 @@ def _closing(text: str) -> int:
     raise ValueError(f"unbalanced: {text[:80]}")
 
 
-def _called(one: Instruction) -> list[str]:
+def _called(instruction: Instruction) -> list[str]:
     names = re.findall(
         r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)",
-        one.attributes,
+        instruction.attributes,
     )
     for several in re.findall(
-        r"(?:branch_computations|called_computations)=\{([^}]*)\}", one.attributes
+        r"(?:branch_computations|called_computations)=\{([^}]*)\}", instruction.attributes
     ):
         names += re.findall(r"%?([\w.\-]+)", several)
     return names
 
 
 def _bytes(shape: str, on_chip: bool = False) -> float:
-    """Bytes of the arrays of a shape as written; those on the chip are counted only if asked."""
+    """Bytes of the arrays of a shape as written; those on the chip count only with `on_chip`."""
     total = 0.0
     for kind, sizes, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape):
         if re.search(r"S\([1-9]", layout) and not on_chip:

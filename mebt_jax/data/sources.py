@@ -2,11 +2,14 @@
 data/pipeline.py.
 
 A record is either {"video": uint8 [F', H, W, 3]} (moving shapes) or {"frames": F' image files,
-"video": name, ...} (data/builder.py), with F' at least the span of a clip.
+"video": name, ...} (data/builder.py), with F' at least the span of a clip. Either may have
+conditions besides (data/conditions.py).
 """
 
 import dataclasses
+import itertools
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,16 @@ import grain
 
 from mebt_jax import config as config_lib
 from mebt_jax.config import Config
-from mebt_jax.data import builder, clips, layouts, mirrors, preparation, video_files
+from mebt_jax.data import (
+    builder,
+    clips,
+    conditions,
+    layouts,
+    mirrors,
+    preparation,
+    record_folders,
+    video_files,
+)
 from mebt_jax.data.data_config import DataConfig, folder_field
 from mebt_jax.data.published_sets import OFFICIAL
 from mebt_jax.data.video_files import Video
@@ -29,7 +41,7 @@ VALIDATION_OFFSET = 2**32
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One source of a mixture: its share of the clips, and how many records it has."""
+    """One source of a mixture: its weight among the clips, and its number of records."""
 
     weight: float
     train: int
@@ -38,40 +50,45 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """Random-access sources of records (`len`, `[i]`), and a hash of all that decides what they
-    hold.
-    """
+    """Random-access sources of records (`len`, `[i]`), with a hash of their content."""
 
     train: Any
     validation: Any
     content_hash: str
     weight: float = 1.0
+    # Names of the classes, in the order of the labels; empty if the records have no labels. In a
+    # mixture they are "<source>/<class>".
+    classes: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()  # of a mixture, whose records come one source after another
-    images: "Sources | None" = (
-        None  # whose clips have one frame, where those of the others have more
-    )
+    # Sources of images beside videos; their clips have one frame.
+    images: "Sources | None" = None
+
+
+# ---- preparing -----------------------------------------------------------------------------------
 
 
 def parts_of(config: Config) -> list[Config]:
-    """The config of each source by itself; it says where the records are and what they hold."""
-    return [
-        dataclasses.replace(
-            config,
-            data=dataclasses.replace(
-                config.data,
-                source=part.source,
-                mixture=(),
-                frames=1 if part.source == "images" else config.data.frames,
-                **{"path": "", "source_dir": "", folder_field(part.source): part.path},
-            ),
+    """The config of each source by itself, from which the folder and the content of its records
+    follow.
+    """
+    parts = []
+    for part in config.data.parts:
+        data = dataclasses.replace(
+            config.data,
+            source=part.source,
+            mixture=(),
+            frames=1 if part.source == "images" else config.data.frames,
+            path="",
+            source_dir="",
         )
-        for part in config.data.parts
-    ]
+        if field := folder_field(part.source):
+            data = dataclasses.replace(data, **{field: part.path})
+        parts.append(dataclasses.replace(config, data=data))
+    return parts
 
 
 def prepare(config: Config, workdir: Path) -> None:
-    """Writes the records of every source unless that is done already; nothing to do for moving
-    shapes.
+    """Writes the records of every source that has none yet. Moving shapes need no records.
 
     Raises:
         UserError: the videos are missing, or none of them can be used.
@@ -88,17 +105,16 @@ def prepare_part(config: Config, workdir: Path) -> None:
     finished = folder.exists()
     given = data.parts[0].path
     if finished and not (given and Path(given).is_dir()):
-        return  # the records are all that training needs; the videos may be gone
-    official = OFFICIAL.get(data.source)
-    # Only a machine without the archives' content needs it unpacked, and only until the records are
-    # written.
-    unpacked = folder.with_name(f"{data.source}_unpacked")
+        return  # training needs the records alone; the videos may be gone
     if finished and is_packed(Path(given)):
         return
+    official = OFFICIAL.get(data.source)
+    # Archives are unpacked here, until the records are written.
+    unpacked = folder.with_name(f"{data.source}_unpacked")
     videos_folder = find_folder(data, folder.with_name(f"{data.source}_downloaded"), unpacked)
     videos = list_videos(data, videos_folder)
     if finished:
-        if preparation.read_manifest(folder)["listing"] == preparation.listing_hash(videos):
+        if record_folders.read_manifest(folder)["listing"] == preparation.listing_hash(videos):
             return
         telemetry.say(
             f"The files in {given} changed since {folder} was written; preparing them anew."
@@ -123,7 +139,7 @@ def prepare_part(config: Config, workdir: Path) -> None:
 
 
 def check(config: Config, workdir: Path) -> str:
-    """Verifies the prepared records; one line that says that they are as they were written.
+    """Verifies the prepared records; returns a line that they are as they were written.
 
     Raises:
         UserError: there are none, or they are damaged.
@@ -131,68 +147,113 @@ def check(config: Config, workdir: Path) -> str:
     return "; ".join(
         "moving shapes are drawn on the fly; there are no records to check"
         if part.data.source == "moving_shapes"
-        else preparation.check_records(existing_records(part, workdir))
+        else record_folders.check_records(existing_records(part, workdir))
         for part in parts_of(config)
     )
 
 
 def existing_records(config: Config, workdir: Path) -> Path:
-    """Folder of the records; raises UserError if there are none for these settings."""
+    """Folder of the records of one source; raises UserError if there are none for these
+    settings.
+    """
     folder = records_folder(config, workdir)
     if not folder.exists():
         raise UserError(
             f"There are no records of {config.data.source} for these settings in {folder.parent}; "
-            "run "
-            "--stage=data (if it says that it is done already, remove its done.json in "
+            "run --stage=data (if it says that it is done already, remove its done.json in "
             f"{workdir / 'data'})."
         )
     return folder
 
 
+def records_folder(config: Config, workdir: Path) -> Path:
+    """Where the records for these settings are or will be; each set of settings has a folder."""
+    settings = config_lib.content_hash(_settings(config.data))
+    return prepared_folder(config, workdir) / f"records_{settings}"
+
+
+def prepared_folder(config: Config, workdir: Path) -> Path:
+    return Path(config.data.prepared_dir) if config.data.prepared_dir else workdir / "data"
+
+
+def _settings(data: DataConfig) -> builder.RecordSettings:
+    path = data.parts[0].path
+    return builder.RecordSettings(
+        source=data.source,
+        path=str(Path(path).resolve()) if path else "",
+        resolution=data.resolution,
+        jpeg_quality=data.jpeg_quality,
+        record_frames=data.record_frames,
+        span=clips.span(data.frames, data.frame_stride),
+        validation_fraction=data.validation_fraction,
+        seed=data.seed,
+    )
+
+
+# ---- opening -------------------------------------------------------------------------------------
+
+
 def open_sources(config: Config, workdir: Path, images: bool = False) -> Sources:
-    """Opens what `prepare` left; with `images`, also the sources of images beside videos.
+    """Opens the records that `prepare` wrote; with `images`, also those of images beside videos.
 
     Raises:
         UserError: there are no records of these settings.
     """
-    of_videos, of_images = [], []
-    for part, found in zip(config.data.parts, parts_of(config)):
-        beside = found.data.frames != config.data.frames
-        if images or not beside:
-            (of_images if beside else of_videos).append(
-                dataclasses.replace(open_part(found, workdir), weight=part.weight)
-            )
-    found = mixed(of_videos)
-    if not of_images:
-        return found
-    beside = mixed(of_images)
+    videos = mixed(open_video_parts(config, workdir))
+    image_parts = [part for part in _weighted_parts(config) if _is_beside(part[1], config)]
+    if not images or not image_parts:
+        return videos
+    beside = mixed(_open_parts(image_parts, workdir))
     return dataclasses.replace(
-        found,
+        videos,
         images=beside,
-        content_hash=config_lib.content_hash(found.content_hash, beside.content_hash),
+        content_hash=config_lib.content_hash(videos.content_hash, beside.content_hash),
     )
 
 
+def video_parts(config: Config) -> list[tuple[float, Config]]:
+    """(weight, config) of each source whose clips are as long as the run's, so not of images
+    beside videos.
+    """
+    return [part for part in _weighted_parts(config) if not _is_beside(part[1], config)]
+
+
+def open_video_parts(config: Config, workdir: Path) -> list[Sources]:
+    """Opens each of `video_parts` by itself.
+
+    Their labels number the classes of all of them: those of the first source, then those of the
+    second, and so on. Unless every source has classes, no record has a label.
+
+    Raises:
+        UserError: there are no records of these settings.
+    """
+    return _open_parts(video_parts(config), workdir)
+
+
 def mixed(several: list[Sources]) -> Sources:
-    """The mixture of the sources; one alone stays what it is."""
+    """The mixture of the sources; a single one is returned as it is."""
     if len(several) == 1:
         return several[0]
     train, validation = (
         grain.MapDataset.concatenate(
-            [grain.MapDataset.source(getattr(one, split)) for one in several]
+            [grain.MapDataset.source(getattr(source, split)) for source in several]
         )
         for split in ("train", "validation")
     )
     return Sources(
         train,
         validation,
-        config_lib.content_hash([one.content_hash for one in several]),
-        weight=sum(one.weight for one in several),
-        parts=tuple(Part(one.weight, len(one.train), len(one.validation)) for one in several),
+        config_lib.content_hash([source.content_hash for source in several]),
+        weight=sum(source.weight for source in several),
+        classes=tuple(name for source in several for name in source.classes),
+        parts=tuple(
+            Part(source.weight, len(source.train), len(source.validation)) for source in several
+        ),
     )
 
 
 def open_part(config: Config, workdir: Path) -> Sources:
+    """Opens a source that is not a mixture."""
     data = config.data
     if data.source == "moving_shapes":
         frames = clips.span(data.frames, data.frame_stride)
@@ -202,31 +263,63 @@ def open_part(config: Config, workdir: Path) -> Sources:
         )
         return Sources(train, validation, config_lib.content_hash(train, validation))
     folder = existing_records(config, workdir)
-    manifest = preparation.read_manifest(folder)
+    manifest = record_folders.read_manifest(folder)
     train, validation = (
         builder.open_records(folder, name if name in manifest["records"] else "train")
         for name in ("train", "validation")
     )
-    return Sources(
-        train, validation, config_lib.content_hash(manifest["settings"], manifest["content_hash"])
+    opened = Sources(
+        train,
+        validation,
+        config_lib.content_hash(manifest["settings"], manifest["content_hash"]),
+        classes=tuple(manifest["classes"]),
     )
+    # The records of a set without classes have labels too, all of them NO_LABEL.
+    return opened if opened.classes else _relabelled(opened, first=None, classes=())
 
 
-def records_folder(config: Config, workdir: Path) -> Path:
-    """Where the records for these settings are or will be; other settings have another folder."""
-    return (
-        prepared_folder(config, workdir)
-        / f"records_{config_lib.content_hash(_settings(config.data))}"
+def _open_parts(parts: Sequence[tuple[float, Config]], workdir: Path) -> list[Sources]:
+    opened = [
+        dataclasses.replace(open_part(config, workdir), weight=weight) for weight, config in parts
+    ]
+    if len(opened) == 1:
+        return opened
+    if not all(source.classes for source in opened):
+        return [
+            _relabelled(source, first=None, classes=()) if source.classes else source
+            for source in opened
+        ]
+    firsts = itertools.accumulate((len(source.classes) for source in opened), initial=0)
+    return [
+        _relabelled(source, first, tuple(f"{config.data.source}/{name}" for name in source.classes))
+        for source, first, (_, config) in zip(opened, firsts, parts)
+    ]
+
+
+def _relabelled(source: Sources, first: int | None, classes: tuple[str, ...]) -> Sources:
+    train, validation = (
+        conditions.Labelled(records, first) for records in (source.train, source.validation)
     )
+    return dataclasses.replace(source, train=train, validation=validation, classes=classes)
 
 
-def prepared_folder(config: Config, workdir: Path) -> Path:
-    return Path(config.data.prepared_dir) if config.data.prepared_dir else workdir / "data"
+def _weighted_parts(config: Config) -> list[tuple[float, Config]]:
+    weights = [part.weight for part in config.data.parts]
+    return list(zip(weights, parts_of(config), strict=True))
+
+
+def _is_beside(part: Config, config: Config) -> bool:
+    """Whether the source `part` of `config` is one of images beside videos."""
+    return part.data.frames != config.data.frames
+
+
+# ---- videos on disk ------------------------------------------------------------------------------
 
 
 def find_folder(data: DataConfig, downloaded: Path, unpacked: Path) -> Path:
-    """The folder that holds the videos: the one given, or where what it holds packed, or what is
-    fetched, is unpacked.
+    """The folder with the videos of a source: that of the config; or, if its files are packed,
+    `unpacked`. Archives that can be fetched are fetched into `downloaded` if the config names no
+    folder.
 
     Raises:
         UserError: there is no folder and nothing that can be fetched.
@@ -259,41 +352,23 @@ def is_packed(path: Path) -> bool:
 
 
 def list_videos(data: DataConfig, path: Path) -> list[Video]:
-    """The videos of a data set in the folder `path`, decodable or not.
+    """The videos of a source in the folder `path`, decodable or not.
 
     Raises:
         UserError: it holds none.
     """
     official = OFFICIAL.get(data.source)
-    read = (
-        official.read
-        if official
-        else layouts.images
-        if data.source == "images"
-        else layouts.any_folder
-    )
+    if official:
+        read, advice = official.read, official.missing
+    else:
+        read = layouts.images if data.source == "images" else layouts.any_folder
+        advice = "give a folder that holds some, directly or in subfolders"
     videos = read(path)
     if not videos:
-        advice = (
-            official.missing
-            if official
-            else "give a folder that holds some, directly or in subfolders"
-        )
         files = sum(1 for file in path.rglob("*") if file.is_file())
+        suffixes = ", ".join(sorted(video_files.VIDEO_SUFFIXES | video_files.IMAGE_SUFFIXES))
         raise UserError(
             f"{path} holds no videos ({files or 'no'} files, none of them named as {data.source} "
-            "needs it, with "
-            "one of "
-            f"{', '.join(sorted(video_files.VIDEO_SUFFIXES | video_files.IMAGE_SUFFIXES))}); "
-            f"{advice}."
+            f"needs it, with one of {suffixes}); {advice}."
         )
     return videos
-
-
-def _settings(data: DataConfig) -> builder.RecordSettings:
-    return builder.RecordSettings(
-        source=data.source, path=str(Path(data.parts[0].path).resolve()) if data.parts[0].path else "",
-        resolution=data.resolution, jpeg_quality=data.jpeg_quality,
-        record_frames=data.record_frames, span=clips.span(data.frames, data.frame_stride),
-        validation_fraction=data.validation_fraction, seed=data.seed,
-    )  # fmt: skip

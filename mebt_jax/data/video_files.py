@@ -1,11 +1,10 @@
-"""Videos on disk: finding them in a folder and decoding them frame by frame. Read once, by
-data/builder.py.
+"""Videos on disk: finding them in a folder and decoding them frame by frame.
 
-A video is a file that PyAV can decode, or a run of image files. Decoding streams: one frame is in
-memory at a time.
+A video is a file that PyAV can decode, or a run of image files. One frame at a time is in memory.
 """
 
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -26,7 +25,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
 
 class BrokenVideo(Exception):
-    """This video cannot be used; the message is the reason that the manifest gives."""
+    """This video cannot be used; the message is the reason in the manifest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Video:
 
     name: str  # path relative to the data folder; unique in the data set
     files: tuple[Path, ...]
-    split: str = ""  # "train" or "validation" where the data set says so, else ""
+    split: str = ""  # "train" or "validation" if the data set says so, else ""
     label: str = ""  # name of its class, if it has one
 
     @property
@@ -49,8 +48,8 @@ def natural_key(text: str) -> list:
 
 
 def find_videos(folder: Path) -> list[Video]:
-    """All videos below a folder, in natural order: every video file, and every folder that holds
-    images as one video.
+    """All videos below a folder, in natural order. Every video file is one, and every folder with
+    images.
     """
     videos = []
     for directory, subfolders, names in os.walk(folder, followlinks=True):
@@ -96,10 +95,10 @@ def read_frame_list(path: Path, split: str) -> list[Video]:
 
 
 def split_at_gaps(video: Video) -> list[Video]:
-    """The videos that a folder of numbered frames holds by the rule of the official lists: a gap in
-    the numbers starts another.
+    """The videos of a folder of numbered frames by the rule of the official lists: at a gap in the
+    numbers another video starts.
 
-    A folder without a gap, and one whose files end in no number, stays as it is.
+    A folder without a gap, or with files that end in no number, is returned as one video.
     """
     matches = [re.fullmatch(r"(.*?)(\d+)", file.stem) for file in video.files]
     if not all(matches):
@@ -131,7 +130,7 @@ def runs_of_frames(
 
 
 def count_frames(video: Video) -> int:
-    """Number of frames; decodes the whole video, so that what is counted can be read.
+    """Number of frames; decodes the whole video, so every counted frame can be read.
 
     Raises:
         BrokenVideo: it cannot be decoded to its end.
@@ -151,13 +150,29 @@ def read_frames(video: Video, resolution: int) -> Iterator[np.ndarray]:
         return
     for frame, pixel_aspect in _decoded(video.files[0]):
         width, height = frame.width * pixel_aspect, frame.height
-        # Shrinking inside the colour conversion is several times faster than converting all pixels
-        # first.
+        # Shrinking within the colour conversion is several times faster than converting all pixels
+        # and shrinking then.
         scale = min(1.0, resolution / min(width, height))
         width, height = round(width * scale), round(height * scale)
         image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
         matrix = frame.side_data.get("DISPLAYMATRIX")
         yield clips.square(image if matrix is None else upright(image, bytes(matrix)), resolution)
+
+
+def read_clip(
+    video: Video, resolution: int, frames: int, stride: int, start: int = 0
+) -> np.ndarray:
+    """The clip of a video that begins at frame `start`: uint8 [F, resolution, resolution, 3], with
+    fewer than `frames` frames if the video ends before. Decodes nothing after it.
+
+    Raises:
+        BrokenVideo: it cannot be decoded that far.
+    """
+    window = clips.window(start, frames, stride)
+    images = list(
+        itertools.islice(read_frames(video, resolution), window.start, window.stop, window.step)
+    )
+    return np.stack(images) if images else np.zeros((0, resolution, resolution, 3), np.uint8)
 
 
 def frame_size(video: Video) -> tuple[int, int]:
@@ -175,7 +190,7 @@ def frame_size(video: Video) -> tuple[int, int]:
 
 
 def frames_per_second(video: Video) -> float:
-    """Average rate of a video file; 0.0 where it is not known, as for image files and files that
+    """Average rate of a video file; 0.0 if it is not known, as for image files and for files that
     cannot be opened.
     """
     if video.is_frames:
@@ -194,9 +209,9 @@ def frames_per_second(video: Video) -> float:
 def upright(image: np.ndarray, display_matrix: bytes) -> np.ndarray:
     """[h, w, 3] turned and mirrored as the display matrix of its video says.
 
-    Phones store what the sensor saw and a matrix [[a, b], [c, d]] in 16.16 fixed point that takes
-    (x, y) to (a x + c y, b x + d y) on the screen (ISO/IEC 14496-12). Angles other than multiples
-    of 90 degrees are left alone.
+    Phones store frames as the sensor records them, with a matrix [[a, b], [c, d]] in 16.16 fixed
+    point that maps (x, y) to (a x + c y, b x + d y) on the screen (ISO/IEC 14496-12). Angles other
+    than multiples of 90 degrees are ignored.
     """
     a, b, _, c, d = np.rint(np.frombuffer(display_matrix, np.int32)[:5] / 2**16).astype(int)
     if a == 0 and d == 0:
@@ -238,12 +253,9 @@ def _decoded(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
                     if frame.is_corrupt:
                         raise BrokenVideo(f"the frame at {frame.time or math.nan:.2f} s is damaged")
                     yield frame, pixel_aspect
-            if packets < len(
-                stream.index_entries
-            ):  # a complete index at the front of a file that was cut
-                raise BrokenVideo(
-                    f"the file ends early: {packets} of {len(stream.index_entries)} frames are "
-                    "there"
-                )
+            # A file that was cut short may still have a complete index at its front.
+            expected = len(stream.index_entries)
+            if packets < expected:
+                raise BrokenVideo(f"the file ends early: {packets} of {expected} frames are there")
     except av.FFmpegError as error:
         raise BrokenVideo(f"cannot be decoded ({error.strerror})") from error

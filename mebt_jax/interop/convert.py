@@ -4,9 +4,9 @@
     python -m mebt_jax.interop.convert DIR --out FILE --to-official
 
 CHECKPOINT is recognised by the names in it: a TATS VQGAN or a MeBT `.ckpt`, I3D `.pt`, LPIPS `.pth`
-or C3D `.npz`. Every parameter in it is used exactly once, or else all that do not fit are listed
-and nothing is written; what was written is read back and compared bit for bit. docs/interop.md says
-where the files come from.
+or C3D `.npz`. Every parameter in it must be used exactly once; if some do not fit, all of these are
+listed and nothing is written. The output is read back and compared bit for bit. docs/interop.md
+says where the files come from.
 """
 
 import argparse
@@ -18,8 +18,6 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # configs/ lies beside the package
 
 import jax
 import numpy as np
@@ -38,11 +36,13 @@ from mebt_jax.interop.tokenizer_weights import (
     tokenizer_from_official,
 )
 from mebt_jax.interop.torch_files import read_torch_file
+from mebt_jax.methods import earlier_priors
 from mebt_jax.runtime.telemetry import say, write_parameter_overview
+from mebt_jax.tokenizer import earlier_tokenizers
 from mebt_jax.tokenizer.autoencoder import tokenizer_hash
 
-# A name that only this kind of file holds; the first that is found decides.
-SIGNS = {
+# The name of an array that only this kind of file has; the first match decides.
+SIGNATURES = {
     "mebt": "tok_emb.weight",
     "vqgan": "codebook.embeddings",
     "i3d": "logits.conv3d.weight",
@@ -61,10 +61,10 @@ TITLES = {
 
 
 class Source(NamedTuple):
-    """One file, as it was read."""
+    """One official file."""
 
     path: Path
-    kind: str  # a key of SIGNS
+    kind: str  # a key of SIGNATURES
     arrays: dict[str, np.ndarray]
     hyper: dict[str, Any]
     step: int
@@ -75,15 +75,15 @@ class Converted(NamedTuple):
 
     name: str
     state: nnx.State
-    save: Callable[[Path], None]  # below a folder
+    save: Callable[[Path], None]  # writes it below a folder
 
 
 def convert(path: Path, out: Path, also: Path | None = None) -> None:
-    """Converts `path`, with the file `also` where that is not enough, to the new folder `out`.
+    """Converts `path`, with the file `also` if one is not enough, to the new folder `out`.
 
     Raises:
-        UserError: a file is damaged, unsafe or not recognised, parameters do not fit, or `out` is
-            there already; then nothing is written.
+        UserError: a file is damaged, unsafe or not recognised, parameters do not fit, or `out`
+            exists already; then nothing is written.
     """
     if out.exists():
         raise UserError(f"{out} is there already; choose another --out or remove it.")
@@ -123,7 +123,7 @@ def convert(path: Path, out: Path, also: Path | None = None) -> None:
 
 
 def read_source(path: Path) -> Source:
-    """Reads a file and tells by its names what it is."""
+    """Reads a file and recognises its kind by the names in it."""
     if path.suffix == ".npz":
         data: Any = read_npz(path)
     else:
@@ -131,13 +131,12 @@ def read_source(path: Path) -> Source:
     data = data if isinstance(data, dict) else {}
     arrays = data["state_dict"] if isinstance(data.get("state_dict"), dict) else data
     arrays = {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
-    kind = next((kind for kind, sign in SIGNS.items() if sign in arrays), None)
+    kind = next((kind for kind, name in SIGNATURES.items() if name in arrays), None)
     if kind is None:
         shown = ", ".join(list(arrays)[:3]) or "no arrays"
         raise UserError(
             f"{path} is none of the official checkpoints that can be converted (it holds {shown}); "
-            "docs/interop.md "
-            f"lists them."
+            "docs/interop.md lists them."
         )
     hyper = data.get("hyper_parameters")
     step = data.get("global_step")
@@ -166,7 +165,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 def convert_tokenizer(
     source: Source, also: Path | None, out: Path
 ) -> tuple[list[Converted], Settings]:
-    """A VQGAN: tokenizer, and the discriminators and LPIPS that it was trained with where they are
+    """A VQGAN: the tokenizer, and the discriminators and LPIPS of its training if they are
     inside.
     """
     if also is not None:
@@ -178,7 +177,7 @@ def convert_tokenizer(
 def convert_transformer(
     source: Source, also: Path | None, out: Path
 ) -> tuple[list[Converted], Settings]:
-    """A MeBT, with the tokenizer from inside of it, or from the file `also`, or without."""
+    """A MeBT, with the tokenizer inside of it, or that of the file `also`, or without any."""
     inside = {
         name.removeprefix(TOKENIZER_PREFIX): array
         for name, array in source.arrays.items()
@@ -194,55 +193,52 @@ def convert_transformer(
         if inside and other and tokenizer_networks(other.arrays, hyper, 0, out)[2] != content_hash:
             raise UserError(
                 f"The tokenizer inside of {source.path} is another than that of {also}; give the "
-                "one that this "
-                f"transformer was trained on, or leave out --also."
+                "one that this transformer was trained on, or leave out --also."
             )
     else:
         say(
             "  no tokenizer inside: give the one that this transformer was trained on with --also, "
-            "or as "
-            "config.tokenizer.checkpoint later, where it cannot be checked; its compression is "
-            "taken to be "
-            f"{settings_lib.PUBLISHED_COMPRESSION}"
+            "or as config.tokenizer.checkpoint later, where it cannot be checked; its compression "
+            f"is taken to be {settings_lib.PUBLISHED_COMPRESSION}"
         )
     compression = settings.get("tokenizer.compression", settings_lib.PUBLISHED_COMPRESSION)
     ours, assumed = settings_lib.transformer_settings(source.arrays, source.hyper, compression)
     for sentence in assumed:
         say(f"  {sentence}")
     codes = feature_weights.shape_of(source.arrays, "tok_emb.weight")[0]
-    if settings.setdefault("tokenizer.codes", codes) != codes:
+    if settings.setdefault("tokenizer.codebook_size", codes) != codes:
         raise UserError(
-            f"The MeBT checkpoint knows {codes} codes, but its tokenizer has "
-            f"{settings['tokenizer.codes']}; "
-            f"conditional models and other tokenizers cannot be converted."
+            f"The MeBT checkpoint has {codes} codes, but its tokenizer has "
+            f"{settings['tokenizer.codebook_size']}; conditional models and other tokenizers "
+            "cannot be converted."
         )
     settings = (
         {"name": config_name(source.path)}
         | settings
         | ours
-        | {"transformer.checkpoint": str(out.resolve()), "transformer.training.steps": 0}
+        | {"prior.checkpoint": str(out.resolve()), "prior.training.steps": 0}
     )
     config = settings_lib.config_with(settings)
-    params = transformer_from_official(source.arrays, config.transformer)
+    params = transformer_from_official(source.arrays, config.backbone)
     positions = params["position_embedding"][...].shape[0]
     if positions != np.prod(config.grid):
         raise UserError(
-            f"The MeBT checkpoint has {positions} positions, but its hyper-parameters tell of a "
-            "grid of "
-            f"{config.grid}; it is not whole."
+            f"The MeBT checkpoint has {positions} positions, but its hyper-parameters describe a "
+            f"grid of {config.grid}; it is not whole."
         )
 
     def save(path: Path) -> None:
         weight_folders.save_stage(
             path,
-            "transformer",
+            "prior",
             config,
             {"params": params},
             step=source.step,
             tokenizer=content_hash,
+            layout=earlier_priors.LAYOUT,
         )
 
-    return [*networks, Converted("transformer", params, save)], settings
+    return [*networks, Converted("prior", params, save)], settings
 
 
 def convert_i3d(source: Source, also: Path | None, out: Path) -> tuple[list[Converted], Settings]:
@@ -251,7 +247,7 @@ def convert_i3d(source: Source, also: Path | None, out: Path) -> tuple[list[Conv
 
 
 def convert_c3d(source: Source, also: Path | None, out: Path) -> tuple[list[Converted], Settings]:
-    """The weights of C3D, with the mean of its pixels from the file `also`."""
+    """C3D, with the mean of the pixels from the file `also`."""
     mean = read_npz(also).get("mean") if also is not None else None
     if mean is None:
         raise UserError(
@@ -268,7 +264,7 @@ def convert_c3d(source: Source, also: Path | None, out: Path) -> tuple[list[Conv
 
 
 def convert_lpips(source: Source, also: Path | None, out: Path) -> tuple[list[Converted], Settings]:
-    """LPIPS in one file, or its linear weights and VGG16 in two, either of them first."""
+    """LPIPS in one file, or its linear weights and VGG16 in two files, in either order."""
     arrays = source.arrays
     if source.kind == "vgg" or not any(name.startswith("net.") for name in arrays):
         needed = "lpips" if source.kind == "vgg" else "vgg"
@@ -296,10 +292,11 @@ CONVERSIONS = {
 def tokenizer_networks(
     arrays: Mapping[str, np.ndarray], hyper: Mapping[str, Any], step: int, out: Path
 ) -> tuple[list[Converted], Settings, str]:
-    """Everything in the state dict of a VQGAN, its settings, and the content hash of the tokenizer.
+    """All networks in the state dict of a VQGAN, its settings, and the content hash of the
+    tokenizer.
 
     Raises:
-        UserError: what does not fit in any of its networks.
+        UserError: lists what does not fit in each of the networks.
     """
     settings, assumed = settings_lib.tokenizer_settings(arrays, hyper)
     settings["tokenizer.checkpoint"] = str(out.resolve())
@@ -308,21 +305,29 @@ def tokenizer_networks(
     config = settings_lib.config_with(settings)
     networks, problems = [], []
     try:
-        params, codebook = tokenizer_from_official(arrays, config.tokenizer)
-        parts = {"params": params, "statistics": codebook}
+        variables = tokenizer_from_official(arrays, config.tokenizer)
+        params, model_state = nnx.split_state(variables, nnx.Param, ...)
+        parts = {"params": params, "model_state": model_state}
         networks.append(
             Converted(
                 "tokenizer",
-                params,
-                lambda path: weight_folders.save_stage(path, "tokenizer", config, parts, step=step),
+                variables,
+                lambda path: weight_folders.save_stage(
+                    path,
+                    "tokenizer",
+                    config,
+                    parts,
+                    step=step,
+                    layout=earlier_tokenizers.LAYOUT,
+                ),
             )
         )
     except UserError as error:
         problems.append(str(error))
     for name in DISCRIMINATORS:
         try:
-            found = discriminator_from_official(arrays, name)
-            networks += [feature_network(name, *found)] if found else []
+            converted = discriminator_from_official(arrays, name)
+            networks += [feature_network(name, *converted)] if converted else []
         except UserError as error:
             problems.append(str(error))
     perceptual = {
@@ -331,16 +336,14 @@ def tokenizer_networks(
         if name.startswith(PERCEPTUAL_PREFIX)
     }
     try:
-        networks += (
-            [feature_network("lpips", feature_weights.lpips_from_official(perceptual), {})]
-            if perceptual
-            else []
-        )
+        if perceptual:
+            state = feature_weights.lpips_from_official(perceptual)
+            networks.append(feature_network("lpips", state, {}))
     except UserError as error:
         problems.append(str(error))
     if problems:
         raise UserError(" ".join(problems))
-    return networks, settings, tokenizer_hash(params, codebook)
+    return networks, settings, tokenizer_hash(variables)
 
 
 def feature_network(name: str, state: nnx.State, sizes: dict[str, int]) -> Converted:
@@ -359,7 +362,7 @@ def expect(path: Path, kind: str) -> Source:
 
 
 def config_name(path: Path) -> str:
-    """Names the work directory of runs with this config."""
+    """The name of the config, and so of its default work directory."""
     return re.sub(r"[^a-z0-9]+", "_", path.stem.lower()).strip("_") or "converted"
 
 
@@ -386,7 +389,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="the other way: a workdir or converted folder to a file",
     )
     given = parser.parse_args(arguments)
-    jax.config.update("jax_platforms", "cpu")  # nothing here is worth an accelerator
+    jax.config.update("jax_platforms", "cpu")  # an accelerator would not make this faster
     try:
         (convert_back if given.to_official else convert)(given.checkpoint, given.out, given.also)
     except UserError as error:

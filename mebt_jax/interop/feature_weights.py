@@ -1,6 +1,6 @@
-"""Weights of the feature networks, I3D, C3D and LPIPS, from the files that everyone passes around.
+"""Weights of the feature networks, I3D, C3D and LPIPS, from the files in circulation.
 
-Works on a mapping from official names to numpy arrays, however it was read.
+Works on mappings from official names to numpy arrays, whatever file format they come from.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from mebt_jax.metrics.networks.c3d import C3D, CONVOLUTIONS, FRAMES, LAST_GRID, 
 from mebt_jax.metrics.networks.i3d import I3D
 from mebt_jax.tokenizer.training.lpips import LPIPS, SCALE, SHIFT, STAGES
 
-# Buffers of the official LPIPS module; ours has them as constants.
+# Buffers of the official LPIPS module; constants in ours.
 LPIPS_SCALING = {
     "scaling_layer.shift": SHIFT.reshape(1, 3, 1, 1),
     "scaling_layer.scale": SCALE.reshape(1, 3, 1, 1),
@@ -41,7 +41,7 @@ def i3d_from_official(state_dict: Mapping[str, np.ndarray]) -> nnx.State:
     state = nnx.state(nnx.eval_shape(lambda: I3D(classes, rngs=nnx.Rngs(0))))
     part = part_of(state, _i3d_pair)
     leaves = from_official(
-        without_counters(state_dict), {"i3d": part}, mend="give the I3D of VideoGPT, TATS or MeBT."
+        without_counters(state_dict), {"i3d": part}, fix="give the I3D of VideoGPT, TATS or MeBT."
     )
     return filled(state, leaves["i3d"])
 
@@ -51,9 +51,9 @@ def c3d_from_official(arrays: Mapping[str, np.ndarray], mean: np.ndarray) -> nnx
     mean2.npz (both of tgan2).
 
     Args:
-        arrays: such as "conv1a/W"; the three sizes follow from them.
-        mean: [3, 16, 128, 171] or with leading axes of size 1, of which tgan2 uses rows and columns
-            8 to 119.
+        arrays: by official name, such as "conv1a/W"; the three sizes follow from their shapes.
+        mean: [3, 16, 128, 171] or with leading axes of size 1; tgan2 uses rows and columns 8 to
+            119 of it.
     """
     width = shape_of(arrays, "conv1a/b")[0]
     classes, hidden = shape_of(arrays, "fc8/W")
@@ -68,13 +68,12 @@ def c3d_from_official(arrays: Mapping[str, np.ndarray], mean: np.ndarray) -> nnx
             f"The C3D mean has shape {mean.shape} instead of (3, 16, 128, 171); give the mean2.npz "
             "of tgan2."
         )
-    cropped = mean.reshape(mean.shape[-4:])[
-        :, :, 8 : 8 + height, 8 : 8 + breadth
-    ]  # c3d_ucf101.py:63
+    # c3d_ucf101.py:63
+    cropped = mean.reshape(mean.shape[-4:])[:, :, 8 : 8 + height, 8 : 8 + breadth]
     leaves = from_official(
         {**arrays, "mean": cropped},
         {"c3d": part_of(state, _c3d_pair)},
-        mend="give the conv3d_deepnetA_ucf.npz of tgan2.",
+        fix="give the conv3d_deepnetA_ucf.npz of tgan2.",
     )
     return filled(state, leaves["c3d"])
 
@@ -83,33 +82,31 @@ def lpips_from_official(state_dict: Mapping[str, np.ndarray]) -> nnx.State:
     """State of `LPIPS()` from a state dict of mebt/modules/lpips.py: `net.slice*`, `lin*`, and
     perhaps `scaling_layer`.
 
-    Files in circulation hold the two halves apart; `join_lpips` puts them together.
+    The files in circulation have one half each; `join_lpips` joins them.
 
     Raises:
-        UserError: lists what is missing, unknown or of another shape; or the scaling is not
-            ImageNet's.
+        UserError: lists the parameters that are missing, unknown or of another shape; or the
+            scaling is not ImageNet's.
     """
     state, part = lpips_part()
     arrays = dict(state_dict)
     for name, expected in LPIPS_SCALING.items():
-        found = np.asarray(arrays.pop(name, expected))
-        if not np.array_equal(found, expected):
+        given = np.asarray(arrays.pop(name, expected))
+        if not np.array_equal(given, expected):
             raise UserError(
-                f"{name} of the LPIPS weights is {found.ravel()}, but every LPIPS has "
+                f"{name} of the LPIPS weights is {given.ravel()}, but every LPIPS has "
                 f"{expected.ravel()}."
             )
     return filled(
-        state, from_official(arrays, {"lpips": part}, mend="give LPIPS weights on VGG16.")["lpips"]
+        state, from_official(arrays, {"lpips": part}, fix="give LPIPS weights on VGG16.")["lpips"]
     )
 
 
 def join_lpips(
     linear: Mapping[str, np.ndarray], vgg: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """One LPIPS state dict of its linear weights (`lin0.model.1.weight`, ...) and torchvision's
-    VGG16 (`features.0.weight`).
-
-    VGG's classifier behind the features takes no part in LPIPS and is left out.
+    """One LPIPS state dict from its linear weights (`lin0.model.1.weight`, ...) and torchvision's
+    VGG16 (`features.0.weight`, ...), without VGG's classifier, which LPIPS does not use.
     """
     joined = dict(linear)
     for name, array in vgg.items():
@@ -146,7 +143,7 @@ def lpips_part() -> tuple[nnx.State, Part]:
 
 
 def shape_of(arrays: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
-    """Shape of the array from which sizes are read."""
+    """Shape of the array `name`; raises UserError if it is missing."""
     if name not in arrays:
         raise UserError(f"The official weights do not fit: {name} is missing.")
     return tuple(arrays[name].shape)

@@ -1,9 +1,9 @@
-"""Fetches published weights, goes on where a fetch was cut short, and checks what came:
+"""Fetches published weights, goes on where an earlier fetch was cut short, and checks the file:
 
     python -m mebt_jax.interop.fetch [NAME] [--folder DIR] [--from-file FILE]
 
-Without a name it lists them. With --from-file a file that was fetched by hand is checked and put in
-its place.
+Without NAME it lists the names. With --from-file it checks a file that was fetched by hand, and
+copies it into the folder.
 """
 
 import argparse
@@ -27,7 +27,7 @@ ATTEMPTS = 3
 def fetch(
     name: str, folder: Path, from_file: Path | None = None, weights: dict[str, Weights] = WEIGHTS
 ) -> Path:
-    """The checked file of `name` below `folder`, which is made.
+    """The checked file of `name` in `folder`, which is created.
 
     Raises:
         UserError: there is no such name, the host does not give the file, or it is another file
@@ -35,10 +35,10 @@ def fetch(
     """
     if name not in weights:
         raise UserError(f"There are no weights named {name!r}; the names are {', '.join(weights)}.")
-    wanted = weights[name]
-    target, partial = folder / wanted.file, folder / f"{wanted.file}.part"
+    published = weights[name]
+    target, partial = folder / published.file, folder / f"{published.file}.part"
     if target.exists():
-        check(target, name, wanted)
+        check(target, name, published)
         say(f"{target} is there already and is what was published.")
         return target
     if from_file is not None:
@@ -46,7 +46,7 @@ def fetch(
             raise UserError(
                 f"There is no file {from_file}; give the path of the file that you fetched."
             )
-        check(from_file, name, wanted)
+        check(from_file, name, published)
         with_disk(
             folder,
             lambda: (
@@ -55,81 +55,79 @@ def fetch(
             ),
         )
     else:
-        if wanted.by_hand:
+        if published.by_hand:
             raise UserError(
                 f"{name} lies in a folder that only a person can choose from; "
-                f"{by_hand(name, wanted)}"
+                f"{by_hand(name, published)}"
             )
-        download(name, wanted, partial)
+        download(name, published, partial)
         try:
-            check(partial, name, wanted)
+            check(partial, name, published)
         except UserError:
-            partial.unlink()  # what is not the right file cannot be continued
+            partial.unlink()  # a wrong file must not be continued
             raise
     os.replace(partial, target)
-    say(f"{target}: {wanted.purpose}; licence: {wanted.licence}.")
+    say(f"{target}: {published.purpose}; licence: {published.licence}.")
     return target
 
 
-def download(name: str, wanted: Weights, partial: Path) -> None:
-    """Fetches into `partial`, from where it ends."""
+def download(name: str, published: Weights, partial: Path) -> None:
+    """Fetches the rest of the file into `partial`."""
     with_disk(partial.parent, lambda: partial.parent.mkdir(parents=True, exist_ok=True))
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            if receive(wanted.url, partial):
+            if receive(published.url, partial):
                 return
             reason = "the connection ended early"
         except urllib.error.HTTPError as error:
             reason = f"the host says {error.code} {error.reason}"
-            if error.code == 416:  # nothing lies behind the end of what is here
+            if error.code == 416:  # the partial file already has the whole length
                 return
             if error.code in (401, 403, 404, 410):
                 break
         except OSError as error:  # of the network or of the disk
             reason = str(getattr(error, "reason", error))
         say(f"{name}: {reason}, attempt {attempt} of {ATTEMPTS}")
-    kept = (
-        f"{partial.stat().st_size:,} bytes are kept for the next try; " if partial.exists() else ""
-    )
+    rest = ""
+    if partial.exists():
+        rest = f"{partial.stat().st_size:,} bytes are kept for the next attempt; "
     raise UserError(
-        f"Could not fetch {name} ({reason}); {kept}run the same command again, or "
-        f"{by_hand(name, wanted)}"
+        f"Could not fetch {name} ({reason}); {rest}run the same command again, or "
+        f"{by_hand(name, published)}"
     )
 
 
-def check(path: Path, name: str, wanted: Weights) -> None:
-    """Raises UserError if size or digest are not the published ones."""
+def check(path: Path, name: str, published: Weights) -> None:
+    """Raises UserError if size or digest differ from the published ones."""
     size = path.stat().st_size
-    if wanted.size and size != wanted.size:
+    if published.size and size != published.size:
         raise UserError(
-            f"{path} has {size:,} bytes, but the published {wanted.file} has {wanted.size:,}; "
-            f"{by_hand(name, wanted)}"
+            f"{path} has {size:,} bytes, but the published {published.file} has "
+            f"{published.size:,}; {by_hand(name, published)}"
         )
-    algorithm, _, expected = wanted.digest.partition(":")
-    found = digest(path, algorithm or "sha256")
-    if not found.startswith(expected):
+    algorithm, _, expected = published.digest.partition(":")
+    actual = digest(path, algorithm or "sha256")
+    if not actual.startswith(expected):
         raise UserError(
-            f"{path} is not the published {wanted.file}: its {algorithm} is {found} instead of "
-            f"{expected}; "
-            f"{by_hand(name, wanted)}"
+            f"{path} is not the published {published.file}: its {algorithm} is {actual} instead of "
+            f"{expected}; {by_hand(name, published)}"
         )
     if not expected:
         say(
-            f"{path} has sha256 {found}; none is published to compare it with, the converter "
-            "checks what it holds."
+            f"{path} has sha256 {actual}; none is published to compare it with, but the converter "
+            "checks the content."
         )
 
 
-def by_hand(name: str, wanted: Weights) -> str:
+def by_hand(name: str, published: Weights) -> str:
     return (
-        f"fetch {wanted.file} by hand from {wanted.page} and run `python -m mebt_jax.interop.fetch "
-        f"{name} --from-file "
-        f"FILE`."
+        f"fetch {published.file} by hand from {published.page} and run `python -m "
+        f"mebt_jax.interop.fetch {name} --from-file FILE`."
     )
 
 
 def with_disk(folder: Path, write: Callable[[], Any]) -> None:
-    """Runs `write`, with a full or unwritable disk as one sentence."""
+    """Runs `write`; turns the error of a full or read-only disk into a UserError."""
     try:
         write()
     except OSError as error:
@@ -152,8 +150,8 @@ def main(arguments: list[str] | None = None) -> None:
     if given.name is None:
         print(
             "\n".join(
-                f"{name:14s} {wanted.purpose} ({wanted.licence})"
-                for name, wanted in WEIGHTS.items()
+                f"{name:14s} {published.purpose} ({published.licence})"
+                for name, published in WEIGHTS.items()
             )
         )
         return

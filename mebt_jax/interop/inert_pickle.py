@@ -1,9 +1,9 @@
-"""Reads pickles without running anything from them: out come numbers, strings, containers and
-records, and nothing else.
+"""Reads pickles without running their code; the result is numbers, strings, containers and records
+alone.
 
-A pickle is a program that may import and call whatever it names. Here every name that it may use
-stands in a closed list, with a stand-in of ours behind it that only keeps data; any other name ends
-the reading. Nothing is ever imported.
+A pickle is a program that may import and call whatever it names. Here a closed list has every name
+that it may use, each with a substitute of ours that only stores data; any other name ends the
+reading. Nothing is ever imported.
 """
 
 import io
@@ -18,8 +18,8 @@ import numpy as np
 # Tuples nested without bound would overflow the stack of the interpreter where they are hashed.
 MAX_TUPLES = 100_000
 MAX_DEPTH = 100
-# What a pickle mentions many times is copied as often; a small one could ask for more copies than
-# there is memory.
+# An object that a pickle refers to many times is copied as often; the copies of a small pickle
+# could exceed the memory.
 MAX_VALUES = 10_000_000
 
 NUMERIC = re.compile(r"[<>=|]?[biufc?][0-9]{0,2}")
@@ -47,7 +47,7 @@ class Tensor(NamedTuple):
 
 
 class Fixed:
-    """What stands in the closed list for good: a pickle may not change it."""
+    """An entry of the closed list, which a pickle may not change."""
 
     __slots__ = ()
 
@@ -56,7 +56,7 @@ class Fixed:
 
 
 class Name(Fixed, str):
-    """A type or an object that was only mentioned, by its dotted name."""
+    """A type or an object that a pickle only refers to, as its dotted name."""
 
     __slots__ = ()
 
@@ -74,7 +74,7 @@ class Call(Fixed):
 
 
 class Record:
-    """An object of some class, as the plain state that was saved of it."""
+    """An object of some class, as its saved state of plain data."""
 
     name = ""
 
@@ -86,9 +86,7 @@ class Record:
 
 
 class PlainDict(dict):
-    """Any kind of dict; what else was attached to it, such as PyTorch's version notes, is
-    dropped.
-    """
+    """Any kind of dict, without attributes such as PyTorch's version notes."""
 
     def __init__(self, *arguments: Any):
         super().__init__()
@@ -100,7 +98,7 @@ class PlainDict(dict):
 
 
 class NumpyType(Record):
-    """dtype(code, align, copy); only plain numbers."""
+    """numpy.dtype(code, align, copy), of plain numbers only."""
 
     def __init__(self, code: Any = "", *_: Any):
         self.code, self.order = str(code), "="
@@ -116,8 +114,8 @@ class NumpyType(Record):
 
 
 class NumpyArray(Record):
-    """What `_reconstruct` begins and its state (version, shape, type, Fortran order, bytes)
-    completes.
+    """numpy.ndarray: `_reconstruct` creates it, and its state (version, shape, type, Fortran order,
+    bytes) fills it.
     """
 
     def array(self) -> np.ndarray:
@@ -197,8 +195,8 @@ def _allowed() -> dict[str, Any]:
         f"omegaconf.nodes.{kind}Node" for kind in ("Any", "Integer", "Float", "String", "Boolean")
     ]
     names |= {name: _record(name) for name in records}
-    mentioned = ["typing.Any", "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"]
-    mentioned += [
+    names_only = ["typing.Any", "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"]
+    names_only += [
         f"{module}.{kind}"
         for module in ("builtins", "__builtin__")
         for kind in (
@@ -215,11 +213,11 @@ def _allowed() -> dict[str, Any]:
             "bytes",
         )
     ]
-    mentioned += [
+    names_only += [
         f"torch.{kind}"
         for kind in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
     ]
-    mentioned += [
+    names_only += [
         f"torch.{kind}Storage"
         for kind in (
             "Float",
@@ -234,7 +232,7 @@ def _allowed() -> dict[str, Any]:
             "Bool",
         )
     ]
-    return names | {name: Name(name) for name in mentioned}
+    return names | {name: Name(name) for name in names_only}
 
 
 ALLOWED = _allowed()
@@ -242,7 +240,7 @@ ALLOWED = _allowed()
 
 def scan(stream: Any) -> bytes:
     """The next pickle of a stream (with `read`, `readline`, `tell`, `seek`), checked opcode by
-    opcode; moves behind it.
+    opcode. The stream is then at its end.
 
     Raises:
         ValueError: it is cut short, is no pickle, or nests too many tuples.
@@ -259,11 +257,11 @@ def scan(stream: Any) -> bytes:
 
 
 def loads(data: bytes, find_storage: Callable[[tuple], Storage]) -> Any:
-    """The object of one pickle, made of plain data and the classes above.
+    """The object of one pickle: plain data and the classes above.
 
     Args:
         data: one whole pickle, as `scan` returns it.
-        find_storage: makes a Storage of a persistent id, which is a tuple of plain data.
+        find_storage: persistent id, which is a tuple of plain data -> Storage.
 
     Raises:
         Refused: it names something that is not in ALLOWED.
@@ -288,8 +286,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 def plain(value: Any, array_of: Callable[[Tensor], np.ndarray]) -> Any:
-    """Records turned into dicts, lists and values, and tensors into arrays; a Namespace is the dict
-    of its fields.
+    """Turns records into dicts, lists and values, and tensors into arrays; a Namespace becomes the
+    dict of its fields.
 
     Raises:
         ValueError: something contains itself, or too much.
@@ -315,8 +313,7 @@ def plain(value: Any, array_of: Callable[[Tensor], np.ndarray]) -> Any:
         if isinstance(value, NumpyArray):
             return value.array()
         if isinstance(value, Record) and isinstance(value.state, dict):
-            # OmegaConf keeps the value of a node in `_val`, the entries of a container in
-            # `_content`.
+            # OmegaConf has the value of a node in `_val`, the entries of a container in `_content`.
             for field in ("_content", "_val"):
                 if value.name.startswith("omegaconf.") and field in value.state:
                     return inner(value.state[field], depth + 1)

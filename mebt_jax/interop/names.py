@@ -1,9 +1,7 @@
-"""One parameter under two names: what all conversions between official PyTorch weights and our
-trees share.
+"""Tables from official PyTorch parameters to the leaves of our trees, for all conversions.
 
-A `Part` says for every leaf of one of our trees which official parameters it is made of and how
-their axes map. The same table is read in both directions, so what goes in comes out again bit for
-bit.
+A `Part` names, for every leaf of one of our trees, its official parameters and the map of their
+axes. Both directions read the same table, so a round trip is exact bit for bit.
 """
 
 import dataclasses
@@ -28,9 +26,9 @@ TRANSPOSED3D = "i o f h w -> f h w i o"  # transposed convolutions keep their in
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Official `names` of one leaf of ours; more than one are stacked along a new first axis.
+    """Official `names` of one leaf of ours; several are stacked along a new first axis.
 
-    `layout` is an einops pattern from their axes to ours, "" where they are the same; `sizes` are
+    `layout` is an einops pattern from their axes to ours, "" if the axes are the same; `sizes` are
     the axis sizes that the pattern needs.
     """
 
@@ -48,19 +46,19 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A tree of ours, leaf by leaf: its pair and its shape."""
+    """A tree of ours: pair and shape of every leaf."""
 
     pairs: dict[Path, Pair]
     shapes: dict[Path, tuple[int, ...]]
 
     def official_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every official parameter that this part is made of."""
-        found = {}
+        """Shape of every official parameter of this part."""
+        shapes = {}
         for path, pair in self.pairs.items():
             shape = self.shapes[path][1:] if len(pair.names) > 1 else self.shapes[path]
             without_memory = np.broadcast_to(np.zeros((), bool), shape)
-            found |= dict.fromkeys(pair.names, pair.to_theirs(without_memory).shape)
-        return found
+            shapes |= dict.fromkeys(pair.names, pair.to_theirs(without_memory).shape)
+        return shapes
 
 
 def part_of(tree: Any, pair_of: Callable[[Path], Pair]) -> Part:
@@ -87,13 +85,13 @@ def filled(state: nnx.State, leaves: Leaves) -> nnx.State:
 
 
 def from_official(
-    arrays: Mapping[str, np.ndarray], parts: Mapping[str, Part], *, mend: str
+    arrays: Mapping[str, np.ndarray], parts: Mapping[str, Part], *, fix: str
 ) -> dict[str, Leaves]:
     """Leaves of every part, float32, from official arrays that are each used exactly once.
 
     Raises:
-        UserError: lists by name what is missing, unknown, of another shape or not finite, and ends
-            with `mend`.
+        UserError: lists the names that are missing, unknown, of another shape or not finite, and
+            ends with `fix`.
     """
     shapes = {
         name: shape for part in parts.values() for name, shape in part.official_shapes().items()
@@ -111,7 +109,7 @@ def from_official(
         if name in arrays and not np.isfinite(arrays[name]).all()
     ]
     if problems:
-        raise UserError(f"The official weights do not fit: {'; '.join(sorted(problems))}; {mend}")
+        raise UserError(f"The official weights do not fit: {'; '.join(sorted(problems))}; {fix}")
     return {
         name: {path: _leaf(arrays, pair) for path, pair in part.pairs.items()}
         for name, part in parts.items()
@@ -123,17 +121,17 @@ def to_official(leaves: Mapping[Path, Any], part: Part) -> dict[str, np.ndarray]
     arrays = {}
     for path, pair in part.pairs.items():
         leaf = np.asarray(leaves[path])
-        pieces = list(leaf) if len(pair.names) > 1 else [leaf]
+        layers = list(leaf) if len(pair.names) > 1 else [leaf]
         arrays |= {
-            name: np.ascontiguousarray(pair.to_theirs(piece)).reshape(pair.to_theirs(piece).shape)
-            for name, piece in zip(pair.names, pieces)
+            name: np.ascontiguousarray(pair.to_theirs(layer)).reshape(pair.to_theirs(layer).shape)
+            for name, layer in zip(pair.names, layers)
         }
     return arrays
 
 
 def without_counters(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All but `num_batches_tracked`: the number of training steps of a BatchNorm, which enters no
-    computation.
+    """All arrays but `num_batches_tracked`, the number of training steps of a BatchNorm, which no
+    computation reads.
     """
     return {
         name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")
@@ -141,9 +139,7 @@ def without_counters(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _leaf(arrays: Mapping[str, np.ndarray], pair: Pair) -> np.ndarray:
-    pieces = [pair.to_ours(np.asarray(arrays[name], np.float32)) for name in pair.names]
-    return (
-        np.stack(pieces)
-        if len(pieces) > 1
-        else np.ascontiguousarray(pieces[0]).reshape(pieces[0].shape)
-    )
+    layers = [pair.to_ours(np.asarray(arrays[name], np.float32)) for name in pair.names]
+    if len(layers) > 1:
+        return np.stack(layers)
+    return np.ascontiguousarray(layers[0]).reshape(layers[0].shape)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mebt_jax.config import Config, from_config_dict
+from mebt_jax.backbones.mebt.mebt_config import FLAVOURS
+from mebt_jax.config import Config, default_config, from_config_dict
 from mebt_jax.errors import UserError
 from mebt_jax.interop.feature_weights import shape_of
 from mebt_jax.interop.mebt_weights import KINDS
@@ -22,8 +23,8 @@ PUBLISHED_COMPRESSION = (4, 8, 8)
 INTERVALS = {
     "longest": ("longest", 0.0, 2.0),
     "uniform": ("uniform", 0.0, 2.0),
-    "gaussian2": ("renormalized", 30_000.0, 2.0),
-    "gaussian100000_2": ("renormalized", 100_000.0, 2.0),
+    "gaussian2": ("gaussian_renormalized", 30_000.0, 2.0),
+    "gaussian100000_2": ("gaussian_renormalized", 100_000.0, 2.0),
 }
 
 Settings = dict[str, Any]  # such as {"tokenizer.hidden": 32}
@@ -85,7 +86,7 @@ def tokenizer_settings(
         "tokenizer.causal": False,
         "tokenizer.quantizer": "ema",
         "tokenizer.hidden": shape_of(arrays, "encoder.conv_first.conv.weight")[0],
-        "tokenizer.codes": codes,
+        "tokenizer.codebook_size": codes,
         "tokenizer.code_width": width,
         "tokenizer.norm": "batch" if "encoder.final_block.0.running_mean" in arrays else "group",
         "tokenizer.l1_weight": float(args.get("l1_weight", 4.0)),
@@ -106,7 +107,7 @@ def tokenizer_settings(
 def transformer_settings(
     arrays: Mapping[str, np.ndarray], hyper: Mapping[str, Any], compression: tuple[int, int, int]
 ) -> tuple[Settings, list[str]]:
-    """Fields of config.transformer, config.masking and config.data for a MeBT on a tokenizer of
+    """Fields of config.backbone, config.method and config.data for a MeBT on a tokenizer of
     this compression.
 
     Returns:
@@ -146,21 +147,21 @@ def transformer_settings(
             f"square frame; frames of other shapes have no config field."
         )
     settings = {
-        "transformer.layers": tuple(KINDS[kind] for kind in layers),
-        "transformer.flavour": "paper",
-        "transformer.width": width,
-        "transformer.heads": int(model["n_head"]),
-        "transformer.latents": shape_of(arrays, "sos_emb")[-2],
-        "transformer.embedding_dropout": float(model.get("embd_pdrop", 0.0)),
-        "transformer.residual_dropout": float(model.get("resid_pdrop", 0.0)),
-        "transformer.attention_dropout": float(model.get("attn_pdrop", 0.0)),
-        "transformer.label_smoothing": float(model.get("label_smoothing", 0.0)),
+        "backbone.layers": tuple(KINDS[kind] for kind in layers),
+        **{f"backbone.{name}": value for name, value in FLAVOURS["paper"].items()},
+        "backbone.width": width,
+        "backbone.heads": int(model["n_head"]),
+        "backbone.num_latents": shape_of(arrays, "sos_emb")[-2],
+        "backbone.embedding_dropout": float(model.get("embd_pdrop", 0.0)),
+        "backbone.residual_dropout": float(model.get("resid_pdrop", 0.0)),
+        "backbone.attention_dropout": float(model.get("attn_pdrop", 0.0)),
+        "method.label_smoothing": float(model.get("label_smoothing", 0.0)),
         "data.frames": t * compression[0],
         "data.resolution": h * compression[1],
-        "masking.ratio_schedule": str(mask.get("schedule", "linear")),
+        "method.ratio_schedule": str(mask.get("schedule", "linear")),
     }
     for name, value in zip(("ratio_min", "ratio_max"), mask.get("t_range") or (0.0, 1.0)):
-        settings[f"masking.{name}"] = float(value)
+        settings[f"method.{name}"] = float(value)
     prior = str(model.get("t_prior", "longest"))
     assumed = (
         []
@@ -168,15 +169,15 @@ def transformer_settings(
         else [
             f"an interval schedule of longest is assumed; the checkpoint's t_prior {prior!r} is "
             "none of "
-            f"{', '.join(INTERVALS)}; set config.masking.interval_schedule before training it "
+            f"{', '.join(INTERVALS)}; set config.method.interval_schedule before training it "
             "further"
         ]
     )
     schedule, alpha, beta = INTERVALS.get(prior, INTERVALS["longest"])
-    settings |= {"masking.interval_schedule": schedule, "masking.interval_beta": beta}
-    settings |= {"masking.interval_alpha": alpha} if alpha else {}
+    settings |= {"method.interval_schedule": schedule, "method.interval_beta": beta}
+    settings |= {"method.interval_alpha": alpha} if alpha else {}
     budget = int(mask.get("budget", 0))
-    settings["masking.target_budget"] = budget if budget < t * h * w else 0
+    settings["method.target_budget"] = budget if budget < t * h * w else 0
     return settings, assumed
 
 
@@ -187,7 +188,7 @@ def official_arguments(config: Config) -> dict[str, Any]:
     tokenizer = config.tokenizer
     return {
         "embedding_dim": tokenizer.code_width,
-        "n_codes": tokenizer.codes,
+        "n_codes": tokenizer.codebook_size,
         "n_hiddens": tokenizer.hidden,
         "downsample": tokenizer.compression,
         "norm_type": tokenizer.norm,
@@ -207,16 +208,16 @@ def official_hyper_parameters(config: Config) -> dict[str, Any]:
     """The inverse of `transformer_settings`: hyper-parameters of the official
     Net2NetTransformer.
     """
-    model, masking = config.transformer, config.masking
+    model, method = config.backbone, config.method
     official_kinds = {ours: official for official, ours in KINDS.items()}
     intervals = {(schedule, alpha): name for name, (schedule, alpha, _) in INTERVALS.items()}
     tokens = int(np.prod(config.grid))
-    schedule = masking.interval_schedule
-    # The paper's "clip" has no official counterpart; the official Gaussian of the same growth is
-    # the nearest.
+    schedule = method.interval_schedule
+    # The paper's "gaussian_clipped" has no official counterpart; the official Gaussian of the same
+    # growth is the nearest.
     growing = (
-        ("renormalized", masking.interval_alpha)
-        if schedule in ("clip", "renormalized")
+        ("gaussian_renormalized", method.interval_alpha)
+        if schedule.startswith("gaussian")
         else (schedule, 0.0)
     )
     return {
@@ -225,13 +226,13 @@ def official_hyper_parameters(config: Config) -> dict[str, Any]:
             "vtokens": False,
             "vtokens_pos": False,
             "class_cond_dim": None,
-            "vocab_size": config.tokenizer.codes,
-            "first_stage_vocab_size": config.tokenizer.codes,
+            "vocab_size": config.tokenizer.codebook_size,
+            "first_stage_vocab_size": config.tokenizer.codebook_size,
             "block_size": tokens,
             "n_layer": len(model.layers),
             "n_head": model.heads,
             "n_embd": model.width,
-            "sos_emb": model.latents,
+            "sos_emb": model.num_latents,
             "mode": [official_kinds[kind] for kind in model.layers],
             "n_unmasked": 0,
             "vis_epoch": 100,
@@ -239,15 +240,15 @@ def official_hyper_parameters(config: Config) -> dict[str, Any]:
             "embd_pdrop": model.embedding_dropout,
             "resid_pdrop": model.residual_dropout,
             "attn_pdrop": model.attention_dropout,
-            "label_smoothing": model.label_smoothing,
+            "label_smoothing": method.label_smoothing,
             "t_prior": intervals.get(growing, "longest"),
         },
         "mask_config": {
             "params": {
                 "shape": config.grid,
-                "schedule": masking.ratio_schedule,
-                "t_range": (masking.ratio_min, masking.ratio_max),
-                "budget": masking.target_budget or tokens,
+                "schedule": method.ratio_schedule,
+                "t_range": (method.ratio_min, method.ratio_max),
+                "budget": method.target_budget or tokens,
                 "max_token": tokens,
                 "method": "mlm",
             }
@@ -256,24 +257,22 @@ def official_hyper_parameters(config: Config) -> dict[str, Any]:
 
 
 def config_with(settings: Settings) -> Config:
-    """The base config with these fields."""
-    from configs import base  # beside the package, not in it; see main.py
-
-    values = base.get_config()
+    """The default config with these fields."""
+    values = default_config()
     values.update_from_flattened_dict(settings)
     return from_config_dict(values)
 
 
 def config_file(settings: Settings) -> str:
-    """Text of a file for `--config=` that gives the base config with these fields."""
+    """Text of a file for `--config=` that gives the default config with these fields."""
     lines = [
         '"""What the official checkpoint tells of its settings."""',
         "",
-        "from configs import base",
+        "from mebt_jax.config import default_config",
         "",
         "",
         "def get_config():",
-        "    config = base.get_config()",
+        "    config = default_config()",
     ]
     lines += [f"    config.{name} = {value!r}" for name, value in settings.items()]
     return "\n".join([*lines, "    return config", ""])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from mebt_jax.config import Config, from_config_dict, to_dict
+from mebt_jax.config import Config, from_saved
 from mebt_jax.errors import UserError
 from mebt_jax.interop import official_settings as settings_lib
 from mebt_jax.interop import weight_folders
@@ -17,47 +17,47 @@ from mebt_jax.interop.feature_weights import LPIPS_SCALING, lpips_part
 from mebt_jax.interop.mebt_weights import TOKENIZER_PREFIX, transformer_part
 from mebt_jax.interop.names import leaves_of, to_official
 from mebt_jax.interop.tokenizer_weights import (
-    CODEBOOK_NAMES,
     DISCRIMINATORS,
     PERCEPTUAL_PREFIX,
     abstract_tokenizer,
     discriminator_part,
-    tokenizer_parts,
+    tokenizer_part,
 )
 from mebt_jax.interop.torch_files import write_torch_file
+from mebt_jax.methods import earlier_priors
 from mebt_jax.runtime import checkpoints
 from mebt_jax.runtime.telemetry import say
+from mebt_jax.tokenizer import earlier_tokenizers
 from mebt_jax.tokenizer.autoencoder import tokenizer_hash
-from mebt_jax.tokenizer.quantizers import Codebook
 
-# Of the discriminators that the official program builds by default, for tokenizers that were
-# trained without.
+# Sizes that the official program gives discriminators by default, for tokenizers that were trained
+# without any.
 DISCRIMINATOR_SIZES = {"channels": 64, "layers": 3}
 
 Arrays = dict[str, np.ndarray]
 
+EARLIER = {"tokenizer": earlier_tokenizers, "prior": earlier_priors}
+
 
 def convert_back(path: Path, out: Path, also: Path | None = None) -> None:
-    """Writes the transformer in `path` with its tokenizer as a MeBT checkpoint, or else the
-    tokenizer as a VQGAN.
+    """Writes the transformer in `path` with its tokenizer as a MeBT checkpoint. If there is no
+    transformer, writes the tokenizer as a VQGAN.
 
     Args:
-        path: a workdir, or a folder of the converter; averaged weights are taken where there are
-            any.
+        path: a workdir, or a folder of the converter; averaged weights are used if there are any.
         out: the new file, which `torch.load` reads.
-        also: a folder of the converter with LPIPS, which the official VQGAN holds too, if there is
-            none in `path`.
+        also: a folder of the converter with LPIPS, which is part of the official VQGAN, if there
+            is none in `path`.
 
     Raises:
-        UserError: there is neither of them in `path`, they do something that no official module
-            does, or they do not belong together.
+        UserError: there is neither of them in `path`, no official module computes the same, or
+            the transformer was trained with another tokenizer.
     """
-    transformer, tokenizer = saved(path, "transformer"), saved(path, "tokenizer")
+    transformer, tokenizer = saved(path, "prior"), saved(path, "tokenizer")
     if transformer is None and tokenizer is None:
         raise UserError(
             f"There is neither a tokenizer nor a transformer in {path}; give a workdir, or a "
-            "folder of the "
-            f"converter."
+            "folder of the converter."
         )
     if transformer is not None and tokenizer is None and transformer.config.tokenizer.checkpoint:
         tokenizer = saved(Path(transformer.config.tokenizer.checkpoint), "tokenizer")
@@ -75,9 +75,8 @@ def convert_back(path: Path, out: Path, also: Path | None = None) -> None:
         if tokenizer and transformer.meta["tokenizer"] not in (None, content_hash):
             raise UserError(
                 f"The transformer in {path} was trained on the codes of tokenizer "
-                f"{transformer.meta['tokenizer']}, "
-                f"but the tokenizer there is {content_hash}; put the two that belong together into "
-                "one folder."
+                f"{transformer.meta['tokenizer']}, but the tokenizer there is {content_hash}; put "
+                "the tokenizer of that training into the folder."
             )
         arrays = transformer_arrays(transformer) | {
             TOKENIZER_PREFIX + name: array for name, array in vqgan.items()
@@ -91,11 +90,9 @@ def convert_back(path: Path, out: Path, also: Path | None = None) -> None:
     write_torch_file(
         out, {"state_dict": arrays, "hyper_parameters": hyper, "global_step": step, "epoch": 0}
     )
-    say(
-        f"Written to {out}: the state_dict of {'a VQGAN' if transformer is None else 'a MeBT'}, "
-        f"{len(arrays)} arrays, "
-        f"{sum(array.size for array in arrays.values()):,} numbers."
-    )
+    title = "a VQGAN" if transformer is None else "a MeBT"
+    size = sum(array.size for array in arrays.values())
+    say(f"Written to {out}: the state_dict of {title}, {len(arrays)} arrays, {size:,} numbers.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,65 +108,44 @@ class Saved:
         return self.meta["step"]
 
     def read(self, stage: str, abstract_params: nnx.State, **more: Any) -> dict[str, Any]:
-        """ "params", averaged where they were averaged, and more fields."""
-        weights = "ema" if self.meta["config"][stage]["training"]["ema_decay"] > 0 else "params"
-        found = weight_folders.read_back(self.folder, {weights: abstract_params, **more})
-        return {"params": found.pop(weights), **found}
+        """{"params": the averaged weights if training kept an average, else the weights, and the
+        fields `more`}.
+        """
+        weights = "ema" if getattr(self.config, stage).training.ema_decay > 0 else "params"
+        earlier_path = EARLIER[stage].path_in(self.meta)
+        arrays = weight_folders.read_back(
+            self.folder, {weights: abstract_params, **more}, earlier_path
+        )
+        return {"params": arrays.pop(weights), **arrays}
 
 
 def saved(path: Path, stage: str) -> Saved | None:
-    """None if `path` holds no checkpoint of that stage."""
-    folder = next(
-        (
-            entry
-            for entry in (path / stage / "checkpoints", path / "checkpoints", path)
-            if checkpoints.has_checkpoint(entry)
-        ),
-        None,
-    )
+    """The latest checkpoint of a stage in `path`; None if there is none."""
+    folder = checkpoints.find(path, stage)
     if folder is None:
         return None
     meta = checkpoints.read_meta(folder)
-    return Saved(folder, meta, config_of(meta)) if meta["stage"] == stage else None
-
-
-def config_of(meta: dict[str, Any]) -> Config:
-    """The config that a checkpoint was saved with; fields that it did not have yet are those of the
-    base config.
-    """
-
-    def updated(old: Any, new: Any) -> Any:
-        return (
-            {name: updated(old[name], new.get(name, old[name])) for name in old}
-            if isinstance(old, dict)
-            else new
-        )
-
-    return from_config_dict(updated(to_dict(settings_lib.config_with({})), meta["config"]))
+    return (
+        Saved(folder, meta, from_saved(meta["config"], folder)) if meta["stage"] == stage else None
+    )
 
 
 def transformer_arrays(transformer: Saved) -> Arrays:
     config = transformer.config
     state, part = transformer_part(
-        config.transformer, config.tokenizer.codes, int(np.prod(config.grid))
+        config.backbone, config.tokenizer.codebook_size, int(np.prod(config.grid))
     )
-    return to_official(leaves_of(transformer.read("transformer", state)["params"]), part)
+    return to_official(leaves_of(transformer.read("prior", state)["params"]), part)
 
 
 def vqgan_arrays(tokenizer: Saved, path: Path, also: Path | None) -> tuple[Arrays, str]:
     """The whole state dict of a VQGAN, and the content hash of the tokenizer in it."""
     config = tokenizer.config.tokenizer
-    parts = tokenizer_parts(config)
-    shapes = {path[0]: shape for path, shape in parts["codebook"].shapes.items()}
-    codebook = Codebook(
-        **{field: np.broadcast_to(np.float32(0), shapes[field]) for field in CODEBOOK_NAMES}
-    )
-    found = tokenizer.read("tokenizer", abstract_tokenizer(config), statistics=codebook)
-    params, codebook = found["params"], found["statistics"]
-    arrays = to_official(leaves_of(params), parts["tokenizer"])
-    arrays |= to_official(
-        {(field,): getattr(codebook, field) for field in CODEBOOK_NAMES}, parts["codebook"]
-    )
+    part = tokenizer_part(config)
+    params, model_state = nnx.split_state(abstract_tokenizer(config), nnx.Param, ...)
+    found = tokenizer.read("tokenizer", params, model_state=model_state)
+    variables = nnx.merge_state(found["params"], found["model_state"])
+    arrays = to_official(leaves_of(variables), part)
     for name in DISCRIMINATORS:
         arrays |= discriminator_arrays(name, path)
     arrays |= perceptual_arrays([path] + ([also] if also else []))
@@ -178,12 +154,12 @@ def vqgan_arrays(tokenizer: Saved, path: Path, also: Path | None) -> tuple[Array
         for name in arrays
         if name.endswith("running_mean")
     }
-    return arrays | counters, tokenizer_hash(params, codebook)
+    return arrays | counters, tokenizer_hash(variables)
 
 
 def discriminator_arrays(name: str, path: Path) -> Arrays:
-    """Of the folder, or new ones where the tokenizer was trained without: they take no part in
-    encoding and decoding.
+    """Weights of a discriminator in the folder; new ones if the tokenizer was trained without it,
+    since encoding and decoding do not use it.
     """
     folder = path / name / "checkpoints"
     if checkpoints.has_checkpoint(folder):
@@ -191,16 +167,13 @@ def discriminator_arrays(name: str, path: Path) -> Arrays:
         _, state = weight_folders.load_network(path, name)
     else:
         sizes = DISCRIMINATOR_SIZES
-        say(
-            f"  no {name} in {path}: a new one of the official size is written, which knows "
-            "nothing yet"
-        )
+        say(f"  no {name} in {path}: an untrained one of the official size is written")
         state = nnx.state(weight_folders.NETWORKS[name](**sizes, rngs=nnx.Rngs(0)))
     return to_official(leaves_of(state), discriminator_part(name, **sizes)[1])
 
 
 def perceptual_arrays(paths: list[Path]) -> Arrays:
-    """LPIPS of the first folder that holds it; none of them may."""
+    """Weights of LPIPS from the first folder that has them; {} if none has."""
     path = next(
         (path for path in paths if checkpoints.has_checkpoint(path / "lpips" / "checkpoints")), None
     )

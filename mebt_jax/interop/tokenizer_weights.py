@@ -1,4 +1,4 @@
-"""Official VQGAN weights (mebt/vqgan.py, mebt/modules/codebook.py) as our tokenizer, codebook and
+"""Official VQGAN weights (mebt/vqgan.py, mebt/modules/codebook.py) as our tokenizer and
 discriminators, and back.
 
 Works on mappings from names to numpy arrays, however they were read from the checkpoint; nothing
@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import numpy as np
 from flax import nnx
 
-from mebt_jax.config import TokenizerConfig
 from mebt_jax.errors import UserError
 from mebt_jax.interop.feature_weights import shape_of
 from mebt_jax.interop.names import (
@@ -26,11 +25,11 @@ from mebt_jax.interop.names import (
     without_counters,
 )
 from mebt_jax.tokenizer.autoencoder import Tokenizer
-from mebt_jax.tokenizer.quantizers import Codebook
+from mebt_jax.tokenizer.tokenizer_config import TokenizerConfig
 from mebt_jax.tokenizer.training.discriminators import CLIPS, FRAMES, Discriminator
 
-CODEBOOK_NAMES = {
-    "embeddings": "codebook.embeddings",
+QUANTIZER_NAMES = {
+    "codebook": "codebook.embeddings",
     "counts": "codebook.N",
     "sums": "codebook.z_avg",
 }
@@ -66,14 +65,14 @@ TRAINING_PREFIXES = (
     PERCEPTUAL_PREFIX,
 )
 
-MEND = (
+FIX = (
     "give config.tokenizer the compression, hidden, codes, code_width and norm of that checkpoint."
 )
 
 
 def tokenizer_from_official(
     state_dict: Mapping[str, np.ndarray], config: TokenizerConfig
-) -> tuple[nnx.State, Codebook]:
+) -> nnx.State:
     """Uses every official parameter of the autoencoder exactly once; those of TRAINING_PREFIXES are
     not looked at.
 
@@ -83,10 +82,10 @@ def tokenizer_from_official(
             code_width and norm.
 
     Returns:
-        The state of `Tokenizer(config)` and its codebook, all numpy arrays.
+        The variables of `Tokenizer(config)`, numpy arrays.
 
     Raises:
-        UserError: the configuration folds patches, or parameters are missing, unknown or of another
+        UserError: the configuration has a patch, or parameters are missing, unknown or of another
             shape (all are listed).
     """
     arrays = {
@@ -94,20 +93,20 @@ def tokenizer_from_official(
         for name, array in without_counters(state_dict).items()
         if not name.startswith(TRAINING_PREFIXES)
     }
-    leaves = from_official(arrays, tokenizer_parts(config), mend=MEND)
-    codebook = Codebook(**{path[0]: leaf for path, leaf in leaves["codebook"].items()})
-    return filled(abstract_tokenizer(config), leaves["tokenizer"]), codebook
+    part = tokenizer_part(config)
+    leaves = from_official(arrays, {"tokenizer": part}, fix=FIX)
+    return filled(abstract_tokenizer(config), leaves["tokenizer"])
 
 
-def tokenizer_parts(config: TokenizerConfig) -> dict[str, Part]:
-    """ "tokenizer" and "codebook": their leaves in the official VQGAN that computes the same.
+def tokenizer_part(config: TokenizerConfig) -> Part:
+    """The variables of a tokenizer in the official VQGAN that computes the same.
 
     Raises:
-        UserError: the tokenizer folds patches or has another quantizer, which no official one does.
+        UserError: no official tokenizer computes what the config describes.
     """
     if config.patch != (1, 1, 1):
         raise UserError(
-            f"config.tokenizer.patch is {config.patch}, but official tokenizers fold no patches; "
+            f"config.tokenizer.patch is {config.patch}, but official tokenizers have no patches; "
             "set it to (1, 1, 1)."
         )
     if config.causal:
@@ -118,18 +117,9 @@ def tokenizer_parts(config: TokenizerConfig) -> dict[str, Part]:
     if config.quantizer != "ema":
         raise UserError(
             f"config.tokenizer.quantizer is {config.quantizer!r}, but official tokenizers have a "
-            "codebook of running "
-            "averages; set it to 'ema'."
+            "codebook of running averages; set it to 'ema'."
         )
-    width = (config.codes, config.code_width)
-    shapes = {"embeddings": width, "counts": width[:1], "sums": width}
-    return {
-        "tokenizer": part_of(abstract_tokenizer(config), _tokenizer_pair),
-        "codebook": Part(
-            {(field,): Pair((name,)) for field, name in CODEBOOK_NAMES.items()},
-            {(field,): shape for field, shape in shapes.items()},
-        ),
-    }
+    return part_of(abstract_tokenizer(config), _tokenizer_pair)
 
 
 def discriminator_from_official(
@@ -150,7 +140,7 @@ def discriminator_from_official(
     sizes = {"channels": shape_of(arrays, f"{prefix}model0.0.weight")[0], "layers": layers}
     state, part = discriminator_part(ours, **sizes)
     return filled(
-        state, from_official(arrays, {ours: part}, mend="give a VQGAN of TATS.")[ours]
+        state, from_official(arrays, {ours: part}, fix="give a VQGAN of TATS.")[ours]
     ), sizes
 
 
@@ -176,7 +166,9 @@ def abstract_tokenizer(config: TokenizerConfig) -> nnx.State:
 
 
 def _tokenizer_pair(path: Path) -> Pair:
-    """Such as ("encoder", "first", "kernel")."""
+    """Such as ("encoder", "first", "kernel") or ("quantizer", "counts")."""
+    if path[0] == "quantizer":
+        return Pair((QUANTIZER_NAMES[path[1]],))
     name = ".".join(MODULE_NAMES.get(part, str(part)) for part in path)
     if path[-1] != "kernel":
         return Pair((name,))

@@ -1,8 +1,8 @@
 """PyTorch checkpoint files without PyTorch: reads both of its formats as plain data and arrays, and
 writes the newer one.
 
-Arrays that are read are views on the file, so a checkpoint costs no memory until its numbers are
-used. Nothing in a file is executed, see `inert_pickle`.
+Arrays are views on the file, so a checkpoint takes no memory until its numbers are used. No code in
+a file is executed, see `inert_pickle`.
 """
 
 import mmap
@@ -33,17 +33,16 @@ DTYPES = {
     "BoolStorage": np.bool_,
 }
 ZIP_MAGIC, LEGACY_MAGIC, LEGACY_VERSION = b"PK\x03\x04", 0x1950A86A20F9469CFC6C, 1001
-LOCAL_HEADER = struct.Struct(
-    "<26x2H"
-)  # lengths of the name and of the extra field of a file in a zip archive
+# Lengths of the name and of the extra field of a file in a zip archive.
+LOCAL_HEADER = struct.Struct("<26x2H")
 
 
 def read_torch_file(path: Path) -> Any:
-    """What `torch.save` wrote, as dicts, lists, numbers, strings, and arrays that are read-only
-    views on the file.
+    """The content of a file of `torch.save`: dicts, lists, numbers, strings, and arrays that are
+    read-only views on the file.
 
     Raises:
-        UserError: there is no such file, it is damaged or of another kind, or its pickle asks for
+        UserError: there is no such file, it is damaged or of another kind, or its pickle names
             anything but data.
     """
     try:
@@ -62,10 +61,10 @@ def read_torch_file(path: Path) -> Any:
     except Refused as error:
         raise UserError(
             f"{path} was refused: its pickle asks for {error}, which checkpoints of weights have "
-            "no need of; "
-            f"nothing in it was run. Save its state_dict alone, with the program it came from."
+            "no need of; nothing in it was run. Save its state_dict alone, with the program it "
+            "came from."
         ) from error
-    # Damaged bytes can make a pickle fail in any way; whatever it is, the file is at fault.
+    # Damaged bytes can make a pickle fail with any error.
     except Exception as error:
         reason = (
             str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
@@ -76,8 +75,8 @@ def read_torch_file(path: Path) -> Any:
 
 
 def _read_zip(path: Path) -> Any:
-    """Since PyTorch 1.6: an archive with NAME/data.pkl and the uncompressed numbers of every
-    storage in NAME/data/KEY.
+    """Format since PyTorch 1.6: an archive with NAME/data.pkl and, for every storage, its
+    uncompressed numbers in NAME/data/KEY.
     """
     whole = np.memmap(path, np.uint8, mode="r")
     with zipfile.ZipFile(path) as archive:
@@ -116,8 +115,8 @@ def _read_zip(path: Path) -> Any:
 
 
 def _read_legacy(path: Path) -> Any:
-    """Before PyTorch 1.6: pickles of a magic number, a version, the machine, the object and its
-    storages, then the numbers.
+    """Format before PyTorch 1.6: pickles of a magic number, a version, the machine, the object and
+    the keys of its storages, then the numbers.
     """
     whole = np.memmap(path, np.uint8, mode="r")
     stream = _Bytes(whole)
@@ -152,8 +151,8 @@ def _read_legacy(path: Path) -> Any:
 
 
 def _storage(pid: tuple) -> Storage:
-    """Of a persistent id ("storage", type, key, device, size) and, in old files, a view that must
-    be None.
+    """The storage of a persistent id ("storage", type, key, device, size); old files have a view
+    behind it, which must be None.
     """
     kind, dtype, key, _, size, *view = pid
     dtype = str(dtype).removeprefix("torch.")
@@ -173,7 +172,7 @@ def _view(raw: np.ndarray, dtype: np.dtype, tensor: Tensor) -> np.ndarray:
     elements = raw[: count * dtype.itemsize].view(dtype)
     shape, strides = tensor.shape, tensor.strides
     last = tensor.offset + sum((n - 1) * s for n, s in zip(shape, strides))
-    # A stride of 0 would make a tensor of any size out of one number.
+    # With a stride of 0 one number would become a tensor of any size.
     if 0 not in shape and (last >= count or int(np.prod(shape, dtype=object)) > count):
         raise ValueError(f"a tensor of shape {shape} in a storage of {count} elements")
     if 0 in shape:
@@ -184,7 +183,7 @@ def _view(raw: np.ndarray, dtype: np.dtype, tensor: Tensor) -> np.ndarray:
 
 
 class _Bytes:
-    """Just enough of a file over an array of bytes, for `scan`; never reads more than there is."""
+    """The methods of a file that `scan` needs, on an array of bytes."""
 
     def __init__(self, content: np.ndarray):
         self._content, self._at = content, 0
@@ -202,10 +201,10 @@ class _Bytes:
 
     def readline(self) -> bytes:
         line = b""
-        while not line.endswith(b"\n") and (piece := self.read(256)):
-            end = piece.find(b"\n") + 1
-            self._at -= len(piece) - end if end else 0
-            line += piece[:end] if end else piece
+        while not line.endswith(b"\n") and (chunk := self.read(256)):
+            end = chunk.find(b"\n") + 1
+            self._at -= len(chunk) - end if end else 0
+            line += chunk[:end] if end else chunk
         return line
 
 
@@ -238,7 +237,7 @@ def write_torch_file(path: Path, data: Mapping[str, Any]) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(
-            f"Could not write {path} ({error.strerror}); free some space or choose another place."
+            f"Could not write {path} ({error.strerror}); free some space or choose another --out."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
-"""Weights that others have published and that can be converted: where they are, under which
-licence, and how to know them.
+"""Published weights that can be converted: address, licence, size and digest of each file.
 
-Nothing here is downloaded unless `python -m mebt_jax.interop.fetch NAME` asks for it.
+Only `python -m mebt_jax.interop.fetch NAME` downloads them.
 """
 
 import dataclasses
@@ -11,14 +10,14 @@ import dataclasses
 class Weights:
     """One published file.
 
-    `digest` is "<algorithm>:<hex>", or its first digits where no more is published; "" where
-    nothing is. "git" is the name that git gives to the content, as repositories list it. `size` is
-    in bytes, 0 where it is not published.
+    `digest` is "<algorithm>:<hex>", or its first digits if only those are published, "" if none
+    is. "git" is the name that git gives to the content, as repositories list it. `size` is in
+    bytes, 0 if it is not published.
     """
 
     file: str
     url: str
-    page: str  # where a person finds it, should the url be gone
+    page: str  # where a person finds the file if the url is gone
     licence: str
     purpose: str
     convert: str  # arguments of the converter besides the file and --out
@@ -27,8 +26,8 @@ class Weights:
     by_hand: bool = False  # the url is a page, not the file
 
 
-def _drive(number: str) -> str:
-    return f"https://drive.usercontent.google.com/download?id={number}&export=download&confirm=t"
+def _drive(file_id: str) -> str:
+    return f"https://drive.usercontent.google.com/download?id={file_id}&export=download&confirm=t"
 
 
 TATS = "https://github.com/songweige/TATS"
@@ -37,10 +36,10 @@ TGAN2 = "https://github.com/rezoo/tgan2/releases"
 TATS_LICENCE = "MIT (TATS)"
 
 
-def _tokenizer(data: str, number: str) -> Weights:
+def _tokenizer(data: str, file_id: str) -> Weights:
     return Weights(
         f"vqgan_{data}.ckpt",
-        _drive(number),
+        _drive(file_id),
         f"{TATS}#datasets-and-trained-models",
         TATS_LICENCE,
         f"TATS's 3D VQGAN of {data}, the tokenizer of the official MeBT",

@@ -1,13 +1,15 @@
-"""Named ways to measure video generation. A number without its protocol means nothing: the same
-model scores 168 or 478.
+"""Named protocols of measuring video generation. A number means nothing without its protocol: the
+same model scores 168 or 478.
 
-Each field is one choice in which published evaluations differ; docs/evaluation.md sets them side by
-side with their sources.
+Each field is one choice in which published evaluations differ; docs/evaluation.md compares them and
+names their sources.
 """
 
 import dataclasses
 import difflib
+from typing import Self
 
+from mebt_jax.config import Config
 from mebt_jax.errors import UserError
 
 WEIGHT_FREE = "weight-free"
@@ -15,7 +17,7 @@ WEIGHT_FREE = "weight-free"
 
 @dataclasses.dataclass(frozen=True)
 class ClipForm:
-    """What a clip is, as far as it moves a distance: its length, its size, and which frames of its
+    """Properties of a clip that change a distance: its length, its size, and which frames of its
     video it takes.
     """
 
@@ -23,29 +25,34 @@ class ClipForm:
     side: int  # pixels of the square
     stride: int
 
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """The form of the clips of a run."""
+        return cls(config.data.frames, config.data.resolution, config.data.frame_stride)
+
     def __str__(self) -> str:
-        return f"{self.frames} frames of {self.side}x{self.side}{f', one of every {self.stride}' if self.stride > 1 else ''}"
+        stride = f", one of every {self.stride}" if self.stride > 1 else ""
+        return f"{self.frames} frames of {self.side}x{self.side}{stride}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """All that decides the value of a Frechet or kernel distance, but for the clips themselves."""
+    """Everything but the clips themselves that decides a Frechet or kernel distance."""
 
     name: str
-    network: (
-        str  # "i3d" (Kinetics-400 logits, mean over time) or "random" (metrics/random_features.py)
-    )
-    epsilon: float = (
-        1e-3  # of the BatchNorms; the TensorFlow original has 1e-3, the PyTorch port 1e-5
-    )
-    resize: str = "half_pixel"  # to 224x224 without antialiasing: "half_pixel" (PyTorch) or "corner" (TensorFlow 1)
+    # "i3d" (Kinetics-400 logits, mean over time) or "random" (metrics/networks/random_features.py).
+    network: str
+    # Of the BatchNorms: the TensorFlow original has 1e-3, the PyTorch port 1e-5.
+    epsilon: float = 1e-3
+    # To 224x224 without antialiasing: "half_pixel" (PyTorch) or "corner" (TensorFlow 1).
+    resize: str = "half_pixel"
     unbiased: bool = True  # covariance over N - 1, or over N
     clips: int = 0  # N on each side; 0: as many as both sides have
     repeats: int = 1  # independent sets of N generated clips
-    reals: str = "validation"  # split that the real clips are from: "train", "validation", or "data": as the set's papers do
-    mirrored: bool = (
-        False  # every second real clip is mirrored, as if drawn from a set that holds each twice
-    )
+    # Split of the real clips: "train", "validation", or "data": that of the papers on the data set.
+    reals: str = "validation"
+    # Every second real clip is mirrored, as if drawn from a set that holds each clip twice.
+    mirrored: bool = False
 
     @property
     def needs_weights(self) -> bool:
@@ -53,12 +60,12 @@ class Protocol:
 
     @property
     def measure(self) -> str:
-        """Name of the distance; weight-free features never go by the name of FVD."""
+        """Name of the distance; that of weight-free features is never FVD."""
         return "FVD" if self.network == "i3d" else "random-features Frechet distance (not FVD)"
 
     def describe(self, count: int, form: ClipForm, repeats: int, reals: str) -> str:
-        """The string that stands in every result file and plot: what was done, with N, and which
-        clips the reals are.
+        """The string in every result file and plot: all choices, N, and which clips the real ones
+        are.
         """
         if self.network == "i3d":
             features = (
@@ -69,9 +76,8 @@ class Protocol:
         covariance = "N-1" if self.unbiased else "N"
         return (
             f"{self.name}: {self.measure}, {features}, covariance over {covariance}, {form}, "
-            f"N={count} a side, "
-            f"{repeats} repeat{'s' * (repeats != 1)}, reals: "
-            f"{reals}{', half of them mirrored' * self.mirrored}"
+            f"N={count} a side, {repeats} repeat{'s' * (repeats != 1)}, reals: {reals}"
+            f"{', half of them mirrored' * self.mirrored}"
         )
 
 
@@ -90,7 +96,7 @@ PROTOCOLS: dict[str, Protocol] = {
         # no N and no split.
         Protocol("tf-reference", "i3d", resize="corner", clips=2048, reals="train"),
         # The paper's scripts: 2,048 clips ten times at 16 frames, 512 five times at 128 (see
-        # `for_data`); UCF-101 reals from train, Sky and Taichi from test (data/official.py).
+        # `for_data`); UCF-101 reals from train, Sky and Taichi from test (data/published_sets.py).
         _MEBT,
         Protocol("tats", "i3d", epsilon=1e-5, clips=2048, reals="train"),
         Protocol("styleganv", "i3d", unbiased=False, clips=2048, reals="train", mirrored=True),
@@ -102,8 +108,10 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def for_data(name: str, real_split: str, frames: int) -> Protocol:
-    """The protocol of that name for clips of `frames` frames of a set whose papers take their reals
-    from `real_split`.
+    """The protocol of that name for clips of `frames` frames.
+
+    Args:
+        real_split: the split of the real clips in papers on this data set.
 
     Raises:
         UserError: there is none of that name.
@@ -121,7 +129,7 @@ def for_data(name: str, real_split: str, frames: int) -> Protocol:
 
 
 def check_counts(protocol: Protocol, real: int, fake: int) -> None:
-    """Raises UserError if a side has fewer clips than the protocol asks for; they are never
+    """Raises UserError if a side has fewer clips than the protocol compares; clips are never
     repeated to fill up.
     """
     for side, count, how in (
@@ -131,8 +139,6 @@ def check_counts(protocol: Protocol, real: int, fake: int) -> None:
         if count < protocol.clips:
             raise UserError(
                 f"Protocol {protocol.name} compares {protocol.clips} clips a side, but there are "
-                f"{count} {side} "
-                f"ones; {how}, or compare as many as there are with --config.evaluate.protocol=i3d "
-                "or "
-                f"{WEIGHT_FREE}."
+                f"{count} {side} ones; {how}, or compare as many as there are with "
+                f"--config.evaluate.protocol=i3d or {WEIGHT_FREE}."
             )

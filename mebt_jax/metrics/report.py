@@ -1,6 +1,4 @@
-"""The page that shows an evaluation: one HTML file with its tables, curves, pictures and clips
-inside, to mail or to keep.
-"""
+"""The page of an evaluation: one HTML file that contains its tables, curves, pictures and clips."""
 
 import base64
 import dataclasses
@@ -15,22 +13,24 @@ from mebt_jax.metrics.results import Result
 from mebt_jax.runtime import pictures
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1200px; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; } th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; }
+body { max-width: 1200px; margin: 2em auto; padding: 0 1em; }
+table { border-collapse: collapse; }
+th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; }
 td { white-space: nowrap; } th:first-child, td:first-child, td.text { text-align: left; }
 td.text { color: #555; font-size: 13px; white-space: normal; }
 tr.group td { font-weight: 600; background: #f4f4f4; text-align: left; }
-figure { display: inline-block; margin: .5em 1em .5em 0; vertical-align: top; } figcaption { font-size: 13px; color: #555; }
+figure { display: inline-block; margin: .5em 1em .5em 0; vertical-align: top; }
+figcaption { font-size: 13px; color: #555; }
 figure.clip img { image-rendering: pixelated; width: 160px; } figure.wide img { max-width: 100%; }
 code { background: #f4f4f4; padding: .1em .3em; } .protocol { font-size: 13px; }
 """
 
 COLUMNS = (
     "Std. error: over repeats, from random halves of one, or from the spread over clips. Real "
-    "clips: what real clips reach "
-    "against other real ones at the same N; no model can be expected to do better. N → ∞: what is "
-    "left without a bias of "
-    "1/N; the same where there is no bias, empty where its law is not known."
+    "clips: what real clips reach against other real ones at the same N; no model can be expected "
+    "to do better. N → ∞: what is left without a bias of 1/N; the same where there is no bias, "
+    "empty where its law is not known."
 )
 
 
@@ -57,10 +57,10 @@ def write_page(
     Args:
         path: HTML file.
         title: of the run.
-        results: by name; what stands before the first slash groups them.
+        results: by name; the part before the first slash is the group.
         rows: clips to play.
-        images: PNG files by caption; one that does not exist is left out.
-        notes: sentences to stand on top, such as clips that were skipped.
+        images: PNG files by caption; files that do not exist are left out.
+        notes: sentences for the top of the page, such as which clips were skipped.
         frames_per_second: of the clips.
     """
     protocols = sorted(
@@ -96,10 +96,10 @@ def best_median_worst(scores: np.ndarray, higher_is_better: bool) -> list[tuple[
     three.
     """
     order = np.argsort(-scores if higher_is_better else scores, kind="stable")
-    places = {"best": 0, "median": (len(order) - 1) // 2, "worst": len(order) - 1}
-    chosen = (
-        {int(order[place]): name for name, place in reversed(places.items())} if len(order) else {}
-    )
+    if not len(order):
+        return []
+    ranks = {"worst": -1, "median": (len(order) - 1) // 2, "best": 0}
+    chosen = {int(order[rank]): name for name, rank in ranks.items()}  # the best name of an index
     return [(name, index) for index, name in reversed(chosen.items())]
 
 
@@ -134,7 +134,9 @@ def _clip(caption: str, video: np.ndarray, frames_per_second: float) -> str:
         path = Path(folder) / "clip.gif"
         pictures.write_gif(path, video, frames_per_second)
         source = _inline(path)
-    return f'<figure class=clip><img alt="{_text(caption)}" src="{source}"><figcaption>{_text(caption)}</figcaption></figure>'
+    caption = _text(caption)
+    image = f'<img alt="{caption}" src="{source}">'
+    return f"<figure class=clip>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def _inline(path: Path) -> str:

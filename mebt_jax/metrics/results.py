@@ -1,9 +1,9 @@
-"""A measured number with all that belongs to it: definition, protocol, noise, floor; as JSON and as
-a table.
+"""A measured number with what belongs to it: definition, protocol, noise, floor; as JSON and as a
+table.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from mebt_jax.metrics.distances.frechet import frechet_distance
 from mebt_jax.metrics.distances.inception import inception_score
 from mebt_jax.metrics.distances.kernel_distance import polynomial_mmd
 from mebt_jax.metrics.distances.neighbours import NEIGHBOURS, manifold
+from mebt_jax.metrics.measures import Measure
 from mebt_jax.metrics.protocols import ClipForm, Protocol
 from mebt_jax.metrics.uncertainty import Estimate
 from mebt_jax.runtime import pictures
@@ -20,13 +21,11 @@ from mebt_jax.runtime import pictures
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One number of a report. `definition` is a sentence; `protocol` the string of a distance, else
-    empty.
-    """
+    """One number of a report."""
 
     estimate: Estimate
-    definition: str
-    protocol: str = ""
+    definition: str  # a sentence
+    protocol: str = ""  # of a distance
 
     def to_json(self) -> dict[str, Any]:
         """Plain fields; what is not defined is left out."""
@@ -39,9 +38,12 @@ class Result:
         return {name: value for name, value in fields.items() if value not in (None, "")}
 
 
+# ---- numbers of single clips ---------------------------------------------------------------------
+
+
 def mean(values: np.ndarray, definition: str, real: np.ndarray | None = None) -> Result:
-    """Mean over the finite ones of independent values [n], which no number of samples biases; not a
-    number if there are none.
+    """Mean of independent values [n], which no number of samples biases. Values that are not finite
+    are left out; of none the mean is NaN.
 
     Args:
         real: the same of other real clips, to stand beside it.
@@ -64,17 +66,44 @@ def mean(values: np.ndarray, definition: str, real: np.ndarray | None = None) ->
     )
 
 
+def clip_means(
+    measures: Mapping[str, Measure],
+    values: Mapping[str, np.ndarray],
+    clips: str,
+    real: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Result]:
+    """Means of the plain numbers among `measures`, by name.
+
+    Args:
+        values: those of the measures, [n] each.
+        clips: which clips these are, for the definitions.
+        real: values of real clips, to stand beside them.
+    """
+    return {
+        name: mean(
+            values[name],
+            measure.definition.format(clips=clips),
+            None if real is None else real[name],
+        )
+        for name, measure in measures.items()
+        if measure.definition
+    }
+
+
+# ---- numbers of sets of clips --------------------------------------------------------------------
+
+
 def distances(
     protocol: Protocol,
     fake: np.ndarray,
     real: np.ndarray,
     other_real: np.ndarray | None,
     form: ClipForm,
-    what: str,
+    kind: str,
     reals: str,
 ) -> dict[str, Result]:
     """Frechet and kernel distance, precision, recall, density and coverage of generated against
-    real features [., D].
+    real features [n, D].
 
     Args:
         protocol: names every choice; its N, or as many as both sides have.
@@ -82,7 +111,7 @@ def distances(
         other_real: more real features, disjoint from `real`, for the floor; see
             `uncertainty.distance`.
         form: of the clips, for the string.
-        what: of the generated clips, such as "generated"; starts the names, as in
+        kind: of the generated clips, such as "generated"; starts the names, as in
             "generated/frechet".
         reals: which clips the real ones are, for the string.
 
@@ -92,59 +121,81 @@ def distances(
     count = protocol.clips or min(len(fake), len(real))
     if count < 2:
         return {}
-
-    def frechet(x: np.ndarray, y: np.ndarray) -> float:
-        return frechet_distance(x, y, protocol.unbiased)
-
-    measured = {
-        "frechet": (frechet, True, f"{protocol.measure} of {what} and real clips"),
+    kvd = " (KVD)" if protocol.network == "i3d" else ""
+    measures = {
+        "frechet": (
+            frechet_of(protocol),
+            True,
+            f"{protocol.measure} of {kind} and real clips",
+        ),
         "kernel": (
             polynomial_mmd,
             False,
-            f"unbiased polynomial MMD of the same features of {what} and real clips"
-            f"{' (KVD)' * (protocol.network == 'i3d')}",
+            f"unbiased polynomial MMD of the same features of {kind} and real clips{kvd}",
         ),
     }
     found = {}
-    for name, (measure, biased, definition) in measured.items():
+    for name, (measure, biased, definition) in measures.items():
         estimate = uncertainty.distance(
             measure, fake, real, other_real, count, protocol.repeats, biased
         )
         text = protocol.describe(count, form, estimate.repeats, reals)
-        found[f"{what}/{name}"] = Result(estimate, definition, text)
-    if count > NEIGHBOURS:
-        shares = dataclasses.asdict(manifold(real[:count], fake[:count]))
-        definitions = {
-            "precision": f"share of {what} clips within reach of a real one",
-            "recall": f"share of real clips within reach of a {what} one",
-            "density": f"real clips within whose reach a {what} clip lies, over k = {NEIGHBOURS}; 1 if perfect",
-            "coverage": f"share of real clips that have a {what} clip within reach",
-        }
-        errors: dict[str, float] = {}
-        if count // 2 > NEIGHBOURS:
-            halves = uncertainty.half_values(
-                lambda x, y: dataclasses.astuple(manifold(y, x)), fake[:count], real[:count]
-            )
-            errors = dict(zip(shares, np.std(halves, axis=0).tolist()))
-        if other_real is not None and len(other_real) >= count:
-            one, other = real[:count], other_real[:count]
-        else:
-            one, other = real[: count // 2], real[count // 2 : 2 * (count // 2)]
-        floor = dataclasses.asdict(manifold(one, other)) if len(one) > NEIGHBOURS else {}
-        for name, value in shares.items():
-            # No limit: how a share of k-th neighbours changes with N is no law that is known.
-            estimate = Estimate(
+        found[f"{kind}/{name}"] = Result(estimate, definition, text)
+    if count <= NEIGHBOURS:
+        return found
+    text = protocol.describe(count, form, 1, reals)
+    for name, (estimate, definition) in _shares(fake, real, other_real, count, kind).items():
+        found[f"{kind}/{name}"] = Result(estimate, definition, text)
+    return found
+
+
+def frechet_of(protocol: Protocol) -> Callable[[np.ndarray, np.ndarray], float]:
+    """The Frechet distance with the protocol's covariance."""
+    return lambda x, y: frechet_distance(x, y, protocol.unbiased)
+
+
+def _shares(
+    fake: np.ndarray,
+    real: np.ndarray,
+    other_real: np.ndarray | None,
+    count: int,
+    kind: str,
+) -> dict[str, tuple[Estimate, str]]:
+    """(estimate, definition) of precision, recall, density and coverage at N = `count`."""
+    definitions = {
+        "precision": f"share of {kind} clips within reach of a real one",
+        "recall": f"share of real clips within reach of a {kind} one",
+        "density": f"real clips within whose reach a {kind} clip lies, over k = {NEIGHBOURS}; 1 if "
+        "perfect",
+        "coverage": f"share of real clips that have a {kind} clip within reach",
+    }
+    shares = dataclasses.asdict(manifold(real[:count], fake[:count]))
+    errors: dict[str, float] = {}
+    if count // 2 > NEIGHBOURS:
+        halves = uncertainty.half_values(
+            lambda x, y: dataclasses.astuple(manifold(y, x)), fake[:count], real[:count]
+        )
+        errors = dict(zip(shares, np.std(halves, axis=0).tolist()))
+    if other_real is not None and len(other_real) >= count:
+        first, second = real[:count], other_real[:count]
+    else:
+        first, second = real[: count // 2], real[count // 2 : 2 * (count // 2)]
+    floor = dataclasses.asdict(manifold(first, second)) if len(first) > NEIGHBOURS else {}
+    # No value at infinity: no law is known by which a share of k-th neighbours changes with N.
+    return {
+        name: (
+            Estimate(
                 value,
                 count,
                 1,
                 errors.get(name),
                 real_floor=floor.get(name),
-                real_floor_count=len(one),
-            )
-            found[f"{what}/{name}"] = Result(
-                estimate, definitions[name], protocol.describe(count, form, 1, reals)
-            )
-    return found
+                real_floor_count=len(first),
+            ),
+            definitions[name],
+        )
+        for name, value in shares.items()
+    }
 
 
 def window_curve(
@@ -160,7 +211,7 @@ def window_curve(
     for short clips.
 
     Args:
-        fake: features of each window [n, windows, D]; None where clips are no longer than a window.
+        fake: features of each window [n, windows, D]; None if clips are no longer than a window.
         real, other_real: of the first window of real clips [n, 1, D]; see `distances`.
         starts: first frame of each window.
         form: of a window.
@@ -169,41 +220,41 @@ def window_curve(
     if fake is None or real is None or min(len(fake), len(real)) < 2:
         return {}
     count = min(protocol.clips or len(fake), len(fake), len(real))
-
-    def frechet(x: np.ndarray, y: np.ndarray) -> float:
-        return frechet_distance(x, y, protocol.unbiased)
-
     others = None if other_real is None else other_real[:, 0]
-    found = [
-        uncertainty.distance(frechet, fake[:, w], real[:, 0], others, count, protocol.repeats)
+    estimates = [
+        uncertainty.distance(
+            frechet_of(protocol), fake[:, w], real[:, 0], others, count, protocol.repeats
+        )
         for w in range(len(starts))
     ]
     numbers = {
-        name: [getattr(one, name) for one in found]
+        name: [getattr(estimate, name) for estimate in estimates]
         for name in ("value", "standard_error", "at_infinity", "real_floor")
     }
+    first = estimates[0]
     return {
         "over_time": {
             "first_frame": list(starts),
             **numbers,
             "count": count,
-            "repeats": found[0].repeats,
-            "real_floor_count": found[0].real_floor_count,
-            "definition": f"{protocol.measure} of each window of {form.frames} frames of generated clips and the first window of "
-            f"real ones (Figure 7 of the paper shows it less its first value)",
-            "protocol": protocol.describe(count, form, found[0].repeats, reals),
+            "repeats": first.repeats,
+            "real_floor_count": first.real_floor_count,
+            "definition": f"{protocol.measure} of each window of {form.frames} frames of generated "
+            "clips and the first window of real ones (Figure 7 of the paper shows it less its "
+            "first value)",
+            "protocol": protocol.describe(count, form, first.repeats, reals),
         }
     }
 
 
 def curve_points(curve: Mapping[str, Any]) -> list[dict[str, float]]:
-    """What `pictures.curves` draws of a `window_curve`."""
-    over_time, what = curve["over_time"], "distance of the window"
+    """The records that `pictures.curves` draws of a `window_curve`."""
+    over_time, label = curve["over_time"], "distance of the window"
     columns = {
         "step": "first_frame",
-        f"generated/{what}": "value",
-        f"generated/{what}{pictures.ERROR}": "standard_error",
-        f"real clips/{what}": "real_floor",
+        f"generated/{label}": "value",
+        f"generated/{label}{pictures.ERROR}": "standard_error",
+        f"real clips/{label}": "real_floor",
     }
     return [
         {
@@ -219,7 +270,7 @@ def inception(fake: np.ndarray, real: np.ndarray) -> dict[str, Result]:
     """Inception Score of generated clips from their logits [n, V], with that of as many real clips
     beside it.
     """
-    estimate = uncertainty.of_samples(lambda logits: inception_score(logits)[0], fake)
+    estimate = uncertainty.from_samples(lambda logits: inception_score(logits)[0], fake)
     real = real[: len(fake)]
     estimate = dataclasses.replace(
         estimate, real_floor=inception_score(real)[0], real_floor_count=len(real)
@@ -233,13 +284,16 @@ def inception(fake: np.ndarray, real: np.ndarray) -> dict[str, Result]:
     }
 
 
+# ---- output --------------------------------------------------------------------------------------
+
+
 def to_json(results: Mapping[str, Result]) -> dict[str, Any]:
     return {name: result.to_json() for name, result in results.items()}
 
 
 def table(results: Mapping[str, Result]) -> str:
-    """Text: name, value with its standard error, value for perfect clips, value for endless
-    samples, N.
+    """Text with a line for each number: name, value, standard error, value of real clips, value at
+    N -> infinity, N.
     """
     width = max(len(name) for name in results)
     lines = [

@@ -1,8 +1,8 @@
-"""How far a number can be trusted: its standard error, its value for perfect clips, and its value
-for endless ones.
+"""How far a number can be trusted: its standard error, its value for perfect clips (the floor), and
+its value for infinitely many clips.
 
-A distance between two sets of N features has noise, and a bias that falls as 1/N. All three numbers
-here come with every distance that the project reports.
+A distance between two sets of N features has noise, and a bias that falls as 1/N. The project
+reports these three numbers beside every distance.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number with what it is worth; `None` where that is not defined."""
+    """A number with its uncertainty; None for what is not defined."""
 
     value: float
     count: int  # N, samples on each side
@@ -38,19 +38,19 @@ def distance(
     repeats: int = 1,
     biased: bool = True,
 ) -> Estimate:
-    """`measure` between generated and real features at N = `count` samples a side, with noise,
-    floor and limit.
+    """`measure` between generated and real features at N = `count` samples a side, with standard
+    error, floor and limit.
 
     Args:
         measure: distance of two sets of rows.
         fake: [>= N, D]; the mean is over min(repeats, rows // N) disjoint sets of N of them, in
             order.
         real: [>= N, D]; the first N are used.
-        other_real: disjoint real features for the floor; without them `real` beyond its first N, or
-            else its halves.
+        other_real: disjoint real features for the floor. None: the rows of `real` beyond its first
+            N, or its halves if there are too few.
         count: 0 stands for as many as both sides have.
-        biased: whether the value falls as 1/N, as the Frechet distance does; else it is its own
-            limit.
+        biased: whether the value falls as 1/N, as the Frechet distance does; if not, the value is
+            the limit.
 
     Raises:
         ValueError: a side has fewer than N rows. Rows are never repeated.
@@ -63,7 +63,7 @@ def distance(
         )
     real, spare = real[:count], real[count:]
     sets = [fake[k * count : (k + 1) * count] for k in range(min(repeats, len(fake) // count))]
-    values = [measure(one, real) for one in sets]
+    values = [measure(rows, real) for rows in sets]
     value = float(np.mean(values))
     halves = half_values(measure, sets[0], real) if count >= 4 else []
     error = standard_error(values) if len(sets) > 1 else jackknife_error(halves)
@@ -76,15 +76,15 @@ def distance(
     return Estimate(value, count, len(sets), error, at_infinity, floor, floor_count)
 
 
-def of_samples(
+def from_samples(
     measure: Callable[..., float], *samples: np.ndarray, biased: bool | None = True
 ) -> Estimate:
-    """`measure` of N samples, whose rows lie in one or several arrays [N, ...], with noise and
-    limit.
+    """`measure` of N samples, which are the rows of one or several arrays [N, ...], with standard
+    error and limit.
 
     Args:
-        biased: whether the value changes as 1/N; None: it changes by no known law, and has no limit
-            to extrapolate to.
+        biased: whether the value changes as 1/N; None: it changes by no known law, so its limit is
+            not known.
     """
     count = len(samples[0])
     value = float(measure(*samples))
@@ -120,14 +120,14 @@ def jackknife_error(halves: Sequence[float]) -> float | None:
     """Standard error of a value from N samples, given its values on random halves of them.
 
     Delete-half jackknife (Shao and Wu 1989): leaving out d of N samples makes the variance of what
-    remains d / (N - d) of the one sought, which is 1 for halves. Close to the real floor it errs on
-    the large side.
+    remains d / (N - d) of the variance at N, which is 1 for halves. Close to the real floor the
+    error is too large rather than too small.
     """
     return float(np.std(halves)) if len(halves) > 1 else None
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean of independent values; None for a single one."""
+    """Standard error of the mean of independent values; None for a single value."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
@@ -136,8 +136,8 @@ def real_floor(
 ) -> tuple[float | None, int]:
     """(value for perfect clips at N = len(real), samples a side that it was measured with).
 
-    Real samples against `other` real ones where there are as many; else between the halves of
-    `real`, carried to N by the law that a floor falls as 1/N where the measure is biased.
+    It is the value between `real` and as many `other` real samples. If there are fewer, it is the
+    value between the halves of `real`, which for a biased measure is carried to N by the law 1/N.
     """
     count = len(real)
     if len(other) >= count:

@@ -1,9 +1,8 @@
-"""Rotary positions over (t, h, w), for the `modern` flavour: attention sees how far apart two
-tokens lie.
+"""Rotary positions (RoPE, Su et al. 2021) over (t, h, w): scores depend on relative positions.
 
-Queries and keys are turned by angles that grow with their place (Su et al. 2021), a third of the
-pairs for each axis. Latents have places too: they fill the grid evenly. What the model learns of
-one place of the clip then holds at every other.
+Queries and keys are rotated by angles that grow with their position, a third of the pairs of
+channels for each axis. Latents have positions too, spread evenly over the grid. So what the model
+learns at one position of the clip holds at every other.
 """
 
 import jax
@@ -17,8 +16,8 @@ Grid = tuple[int, int, int]  # (T, H, W) of a whole clip
 def frequencies(grid: Grid, head_width: int) -> np.ndarray:
     """Radians per cell of each pair along each axis, float32 [Dh / 2, 3].
 
-    Wavelengths run in even ratios from two cells to four times the axis, so that no two cells of a
-    clip look alike. Pairs that do not divide by three are not turned.
+    Wavelengths rise geometrically from two cells to four times the axis, so that no two cells of a
+    clip get the same angles. Pairs left over after the division by three are not rotated.
     """
     pairs = head_width // 6
     table = np.zeros((head_width // 2, 3), np.float32)
@@ -32,21 +31,24 @@ def frequencies(grid: Grid, head_width: int) -> np.ndarray:
 def token_angles(positions: jax.Array, grid: Grid, head_width: int) -> jax.Array:
     """Angles of tokens at flat (t, h, w) indices int32 [B, S]: float32 [B, S, Dh / 2]."""
     _, height, width = grid
-    places = jnp.stack(
+    cells = jnp.stack(
         [positions // (height * width), positions // width % height, positions % width], axis=-1
     )
-    return (places + 0.5) @ frequencies(grid, head_width).T
+    return (cells + 0.5) @ frequencies(grid, head_width).T
 
 
 def latent_angles(latents: int, grid: Grid, head_width: int) -> np.ndarray:
     """Angles of the latents, at the points of a Halton sequence: float32 [L, Dh / 2]."""
-    places = qmc.Halton(d=3, scramble=False).random(latents) * np.array(grid)
-    return (places @ frequencies(grid, head_width).T).astype(np.float32)
+    cells = qmc.Halton(d=3, scramble=False).random(latents) * np.array(grid)
+    return (cells @ frequencies(grid, head_width).T).astype(np.float32)
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Turns the pairs (x[..., i], x[..., Dh / 2 + i]) of heads [B, S, K, Dh] by angles [B, S, Dh /
-    2]; float32 inside.
+    """Rotates the pairs (x[..., i], x[..., Dh / 2 + i]) of x [B, S, K, Dh].
+
+    The angles are [B, S, Dh / 2].
+
+    Computes in float32.
     """
     cosine, sine = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]  # [B, S, 1, Dh / 2]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -1,37 +1,33 @@
 """Checkpoints of a training stage: written in the background, whole or not at all, and restored
 onto any mesh.
 
-One checkpoint is a folder `<stage>/checkpoints/<step>` with the TrainState as arrays, and as JSON
-the position of the data iterator and what the checkpoint is of (config, tokenizer, versions).
-Nothing is pickled. A folder that was cut short by a kill bears a temporary name, and is ignored and
-removed at the next start.
+One checkpoint is a folder `<stage>/checkpoints/<step>`. It holds the TrainState as arrays, and as
+JSON the position of the data iterator ("progress") and a description of the run (config, tokenizer,
+versions: "meta"). Nothing is pickled. While it is written, the folder has a temporary name; a kill
+leaves that behind, and the next start ignores and removes it.
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from mebt_jax import earlier_versions
 from mebt_jax.errors import UserError
 
-EXIT_TERMINATED = 143  # 128 + SIGTERM, what a shell reports of a process that obeyed the signal
 METRIC = "validation"  # smaller is better
-UNVALIDATED = (
-    sys.float_info.max
-)  # never the best; without a number in every checkpoint Orbax deletes none
-LATEST_KEPT = 2  # should the latest be damaged by the medium, there is one before it
+# Stands for "not validated": never the best. Orbax deletes no checkpoint while one has no number.
+UNVALIDATED = sys.float_info.max
+LATEST_KEPT = 2  # if the medium damages the latest, the one before it is still there
 VERSIONS_OF = ("mebt_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain")
 
 # What the storage libraries raise when the medium fails: Orbax passes on OSError, TensorStore turns
@@ -43,28 +39,44 @@ STORAGE_ERRORS = (OSError, ValueError, RuntimeError)
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
+# Names from a state's field down to one of its arrays, such as ("params", "decoder", "bias",
+# "value").
+ArrayPath = tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Restored:
     step: int
     state: Any
     progress: dict[str, Any]
-    meta: dict[str, Any]
 
 
 class Checkpointer:
     """Saves and restores the states of one stage. Use as a context manager: leaving it waits for
     the last save.
 
-    Kept are the two latest, the one with the smallest validation metric, the multiples of
-    `keep_every`, and `keep_steps`.
+    It keeps the two latest checkpoints, the one with the smallest validation metric, the multiples
+    of `keep_every`, and `keep_steps`.
     """
 
     def __init__(
-        self, directory: Path, meta: dict[str, Any], keep_every: int, keep_steps: Sequence[int] = ()
+        self,
+        directory: Path,
+        meta: dict[str, Any],
+        keep_every: int,
+        keep_steps: Sequence[int] = (),
+        earlier_path: Callable[[ArrayPath], ArrayPath] | None = None,
     ) -> None:
-        """`meta` is plain JSON that says what the checkpoints are of; it is saved with each."""
+        """Opens or makes a folder of checkpoints.
+
+        Args:
+            meta: plain JSON that says what the checkpoints are of; it is saved with each. Its entry
+                "layout" is the number of the arrangement of their arrays.
+            earlier_path: path of an array now -> its path in checkpoints of another layout.
+        """
         self.directory = directory.absolute()
         self._meta = meta
+        self._earlier_path = earlier_path
         self._last_good: int | None = None
         self._pending: int | None = None
         preservation = [
@@ -93,29 +105,26 @@ class Checkpointer:
             return
         if kind is jax.errors.JaxRuntimeError and jax.process_count() > 1:
             return  # if another process has died, closing would wait for it
-        # Something else went wrong already: that is what the user must hear of, not the save behind
-        # it.
+        # The user must hear of the error that ended the block, not of a save that fails after it.
         with contextlib.suppress(*STORAGE_ERRORS):
             self._manager.close()
 
     @property
     def last_good(self) -> str:
         """For messages: where the last complete checkpoint lies."""
-        return (
-            "there is no checkpoint yet"
-            if self._last_good is None
-            else (f"the last good checkpoint is {self.directory / str(self._last_good)}")
-        )
+        if self._last_good is None:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {self.directory / str(self._last_good)}"
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, progress: dict[str, Any], metric: float | None) -> None:
-        """Starts writing; returns when `state` may be donated. A failure of this write is raised by
-        the next call.
+        """Starts writing; returns when `state` may be donated. The next call raises the failure of
+        this write.
 
         Args:
-            step: number of finished steps; saving a step twice is done once.
+            step: number of finished steps; a step that is saved already is left alone.
             state: tree of arrays.
             progress: plain JSON from which the stage continues besides the state.
             metric: validation metric of exactly this state, or None.
@@ -130,8 +139,8 @@ class Checkpointer:
         if not _all_finite(state):
             raise UserError(
                 f"The weights or their statistics are not finite after step {step}, so they were "
-                "not saved; "
-                f"{self.last_good}: start again in another --workdir with a lower learning rate."
+                f"not saved; {self.last_good}: start again in another --workdir with a lower "
+                "learning rate."
             )
         self._pending = step
         args = ocp.args.Composite(
@@ -154,61 +163,64 @@ class Checkpointer:
             self._manager.check_for_errors()
         self._last_good = self._pending if self._pending is not None else self._last_good
 
-    def meta(self, step: int) -> dict[str, Any]:
-        """What the checkpoint of `step` says it is of."""
-        with self._storage_errors(f"read the checkpoint of step {step}"):
-            return self._manager.restore(
-                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-            ).meta
-
     def restore(self, step: int, abstract_state: Any) -> Restored:
         """Reads `step` into the shapes and shardings of `abstract_state` (which may be those of
-        another mesh).
+        another mesh). Arrays of the checkpoint that have no place in it are left out.
         """
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract_state),
-            progress=ocp.args.JsonRestore(),
-            meta=ocp.args.JsonRestore(),
-        )
+        args = ocp.args.Composite(progress=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
         with self._storage_errors(f"read the checkpoint of step {step}"):
-            found = self._manager.restore(step, args=args)
-        return Restored(step=step, state=found.state, progress=found.progress, meta=found.meta)
+            restored = self._manager.restore(step, args=args)
+            same_layout = restored.meta.get("layout") == self._meta.get("layout")
+            state = _read_state(
+                self.directory / str(step) / "state",
+                abstract_state,
+                None if same_layout else self._earlier_path,
+            )
+        return Restored(step=step, state=state, progress=restored.progress)
 
     def preempted(self, step: int) -> bool:
-        """True on every process once any of them was told to leave (several processes only)."""
+        """True on every process once any of them got the signal to stop (several processes
+        only).
+        """
         return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
     @contextlib.contextmanager
-    def _storage_errors(self, doing: str) -> Iterator[None]:
+    def _storage_errors(self, action: str) -> Iterator[None]:
         try:
             yield
         except STORAGE_ERRORS as error:
-            reason = (
-                str(error).strip().splitlines()[0][:300]
-                if str(error).strip()
-                else type(error).__name__
-            )
             raise UserError(
-                f"Could not {doing} in {self.directory} ({reason}); {self.last_good}: free some "
-                "space or mend "
-                f"the folder, and the same command goes on from there."
+                f"Could not {action} in {self.directory} ({_first_line(error)}); "
+                f"{self.last_good}: free some space or fix the folder, and the same command goes "
+                "on from there."
             ) from error
 
 
-def find_checkpoints(path: Path, stage: str) -> Path:
+# ---- reading without a Checkpointer, which would clean up the folder of a run that goes on -------
+
+
+def find(path: Path, stage: str) -> Path | None:
     """Folder of checkpoints of `stage` for a path that is a workdir, its stage folder, that folder
-    itself, or one checkpoint.
+    itself, or one checkpoint; None if none of these holds a complete checkpoint.
+    """
+    inside = earlier_versions.stage_folder(path, stage)
+    candidates = (inside / "checkpoints", path / "checkpoints", path)
+    return next((folder for folder in candidates if has_checkpoint(folder)), None)
+
+
+def find_checkpoints(path: Path, stage: str) -> Path:
+    """`find`, for a stage that must be there.
 
     Raises:
-        UserError: there is no complete checkpoint in any of these.
+        UserError: there is no complete checkpoint.
     """
-    for folder in (path / stage / "checkpoints", path / "checkpoints", path):
-        if has_checkpoint(folder):
-            return folder
-    raise UserError(
-        f"There is no {stage} checkpoint in {path}; give a workdir whose {stage} stage has saved "
-        "one."
-    )
+    folder = find(path, stage)
+    if folder is None:
+        raise UserError(
+            f"There is no {stage} checkpoint in {path}; give a workdir whose {stage} stage has "
+            "saved one."
+        )
+    return folder
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -217,85 +229,91 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What the latest checkpoint in `folder` says it is of, with its step as "step"."""
-    newest = _latest(folder)
+    """The description of the run in the latest checkpoint of `folder`, with its step as "step"."""
+    latest = _latest(folder)
     handler = ocp.Checkpointer(ocp.JsonCheckpointHandler())
-    return {**handler.restore((newest / "meta").absolute()), "step": int(newest.name)}
+    meta = handler.restore((latest / "meta").absolute())
+    if "stage" in meta:
+        meta["stage"] = earlier_versions.stage_name(meta["stage"])
+    return {**meta, "step": int(latest.name)}
 
 
-def read_arrays(folder: Path, abstract_parts: dict[str, Any]) -> dict[str, Any]:
+def read_arrays(
+    folder: Path,
+    abstract_parts: dict[str, Any],
+    earlier_path: Callable[[ArrayPath], ArrayPath] | None = None,
+) -> dict[str, Any]:
     """Some fields of the latest TrainState in `folder`, without reading the rest (optimizer
     moments).
 
     Args:
         folder: as returned by `find_checkpoints`.
         abstract_parts: field name -> tree of ShapeDtypeStructs with shardings.
+        earlier_path: path of an array in `abstract_parts` -> its path in the checkpoint, if they
+            differ.
 
     Raises:
         UserError: the arrays there have other names or shapes.
     """
     path = (_latest(folder) / "state").absolute()
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            arguments = ocp.checkpoint_utils.construct_restore_args(abstract_parts)
-            return reader.restore(
-                path,
-                ocp.args.PyTreeRestore(
-                    abstract_parts, restore_args=arguments, partial_restore=True
-                ),
-            )
+        return _read_state(path, abstract_parts, earlier_path)
     except (ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
         raise UserError(
-            f"The checkpoint {path.parent} does not fit the config ({reason}); use the config that "
-            "it was "
-            f"trained with."
+            f"The checkpoint {path.parent} does not fit the config ({_first_line(error)}); use the "
+            "config that it was trained with."
         ) from error
 
 
+def _read_state(
+    path: Path, abstract_state: Any, earlier_path: Callable[[ArrayPath], ArrayPath] | None
+) -> Any:
+    """The arrays of `abstract_state` from the folder of a saved state.
+
+    Raises:
+        ValueError: an array is not there, or has another shape.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_state)
+    wanted = {}
+    for keys, leaf in leaves:
+        names = _array_path(keys)
+        wanted[earlier_path(names) if earlier_path else names] = leaf
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        stored = reader.metadata(path).item_metadata.tree
+        shapes = {
+            _array_path(keys): tuple(leaf.shape)
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(stored)
+        }
+        for names, leaf in wanted.items():
+            if shapes.get(names) != tuple(leaf.shape):
+                found = f"has shape {shapes[names]}" if names in shapes else "is not there"
+                raise ValueError(f"{'/'.join(names)} {found}, but should have shape {leaf.shape}")
+        target = jax.tree_util.tree_map_with_path(
+            lambda keys, _: wanted.get(_array_path(keys), ocp.PLACEHOLDER), stored
+        )
+        arguments = ocp.checkpoint_utils.construct_restore_args(target)
+        arrays = reader.restore(path, ocp.args.PyTreeRestore(target, restore_args=arguments))
+    by_path = {
+        _array_path(keys): array for keys, array in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+    return treedef.unflatten([by_path[names] for names in wanted])
+
+
+def _array_path(keys: tuple[Any, ...]) -> ArrayPath:
+    return tuple(
+        str(next(getattr(key, kind) for kind in ("key", "name", "idx") if hasattr(key, kind)))
+        for key in keys
+    )
+
+
 def versions() -> dict[str, str]:
-    """Of the packages on which a saved state depends."""
+    """Versions of the packages on which a saved state depends."""
     installed = {}
     for name in VERSIONS_OF:
-        with contextlib.suppress(
-            metadata.PackageNotFoundError
-        ):  # mebt_jax itself may run from its source folder
+        # mebt_jax itself may run from its source folder, without being installed.
+        with contextlib.suppress(metadata.PackageNotFoundError):
             installed[name] = metadata.version(name)
     return installed
-
-
-def content_hash(tree: Any) -> str:
-    """16 hex digits of the names, shapes and values of a tree of arrays, whatever its sharding."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(_whole(leaf))
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
-
-
-class StopSignal:
-    """Context manager: `requested` turns True at SIGTERM, so that a loop can save and leave between
-    two steps.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> "StopSignal":
-        # With several processes JAX's coordination service listens itself, see
-        # `Checkpointer.preempted`.
-        self._previous = (
-            signal.signal(signal.SIGTERM, self._note) if jax.process_count() == 1 else None
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def _note(self, *_: object) -> None:
-        self.requested = True
 
 
 @jax.jit
@@ -304,24 +322,19 @@ def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
 
 
-def _whole(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-        return leaf
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(leaf, tiled=True)
-
-
 def _latest(folder: Path) -> Path | None:
-    # A finished checkpoint is a folder named by its step alone; Orbax renames it so in one
-    # operation at the very end.
-    found = (
-        [
-            entry
-            for entry in (folder, *folder.iterdir())
-            if entry.name.isdigit() and (entry / "state").is_dir()
-        ]
-        if (folder.is_dir())
-        else []
-    )
-    return max(found, key=lambda entry: int(entry.name), default=None)
+    """The complete checkpoint of the highest step in `folder`, or `folder` itself if it is one."""
+    if not folder.is_dir():
+        return None
+    # Orbax gives a checkpoint its final name, the step alone, in one operation at the very end.
+    complete = [
+        entry
+        for entry in (folder, *folder.iterdir())
+        if entry.name.isdigit() and (entry / "state").is_dir()
+    ]
+    return max(complete, key=lambda entry: int(entry.name), default=None)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

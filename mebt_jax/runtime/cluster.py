@@ -14,61 +14,61 @@ from mebt_jax.errors import UserError
 
 
 def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
-    """Connects this process to the others of a run; on one machine with no launcher this does
+    """Connects this process to the others of a run. On one machine without a launcher it does
     nothing.
 
-    Must come before any other use of JAX.
+    Call it before any other use of JAX.
 
     Args:
-        coordinator: host:port of process 0; "" is the variable JAX_COORDINATOR_ADDRESS, or else the
-            launcher's environment.
-        num_processes: 0 is the variable JAX_NUM_PROCESSES, or else the launcher's environment.
-        process_id: -1 is the variable JAX_PROCESS_ID, or else the launcher's environment.
+        coordinator: host:port of process 0; "" takes the variable JAX_COORDINATOR_ADDRESS, or else
+            what the launcher set in the environment.
+        num_processes: 0 takes the variable JAX_NUM_PROCESSES, or else what the launcher set.
+        process_id: -1 takes the variable JAX_PROCESS_ID, or else what the launcher set.
 
     Raises:
-        UserError: a coordinator without numbers that fit, or a coordinator that cannot be reached.
+        UserError: the coordinator cannot be reached, or the number of processes or of this one
+            does not fit.
     """
     environment = os.environ
     coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS", "")
     launched = launched_in_parallel(environment)
     if coordinator:
-        num_processes = num_processes or int(
-            environment.get("JAX_NUM_PROCESSES", 0)
-        )  # JAX itself does not read these two
+        # JAX itself does not read these two variables.
+        num_processes = num_processes or int(environment.get("JAX_NUM_PROCESSES", 0))
         process_id = process_id if process_id >= 0 else int(environment.get("JAX_PROCESS_ID", -1))
         if not (launched and num_processes == 0) and not 0 <= process_id < num_processes:
             raise UserError(
                 f"The coordinator {coordinator} needs the number of processes and the number of "
-                "this one, counted "
-                f"from 0, but they are {num_processes} and {process_id}; give --num_processes and "
-                "--process_id."
+                f"this one, counted from 0, but they are {num_processes} and {process_id}; give "
+                "--num_processes and --process_id."
             )
-        known = {"num_processes": num_processes, "process_id": process_id} if num_processes else {}
-        _initialize(coordinator_address=coordinator, **known)
+        numbers = (
+            {"num_processes": num_processes, "process_id": process_id} if num_processes else {}
+        )
+        _initialize(coordinator_address=coordinator, **numbers)
     elif launched:
         _initialize()
     elif _on_tpu_vm(environment):
         try:
-            # only the metadata server of the cloud knows whether there are other hosts
+            # Only the metadata server of the cloud knows whether there are other hosts.
             jax.distributed.initialize()
-        except ValueError:  # what JAX raises where it finds no cluster: these chips are alone
+        except ValueError:  # JAX found no cluster: this host is the only one
             pass
 
 
 def leave(error: Exception) -> None:
-    """Ends this process after a failure that another process may have caused; with one process it
-    raises `error` again.
+    """Ends this process after a failure that another process may have caused. In a run of one
+    process it raises `error` again.
 
-    Nothing is closed: whatever waits for all processes, as the end of a checkpoint does, would wait
-    for the dead one too.
+    It closes nothing: closing a checkpoint waits for all processes, and would wait for a dead one
+    too.
     """
     if jax.process_count() == 1:
         raise error
     reason = str(error).strip().splitlines()[0][:200]
     print(
         f"Process {jax.process_index()} ends because another process of this run may have ended "
-        f"({reason}); the same command "
-        f"on all of them goes on from the last checkpoint.",
+        f"({reason}); the same command on all of them goes on from the last checkpoint.",
         file=sys.stderr,
         flush=True,
     )
@@ -77,15 +77,13 @@ def leave(error: Exception) -> None:
 
 def launched_in_parallel(environment: Mapping[str, str]) -> bool:
     """Whether a launcher that JAX knows has started several processes."""
-    # A bare initialize() raises where there is no cluster, and a one-process allocation gains
-    # nothing from it.
+    # initialize() raises where there is no cluster, and a run of one process does not need it.
     tasks = max(
         int(environment.get(name, "1")) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
     )
     launched = "SLURM_STEP_NODELIST" in environment or "OMPI_COMM_WORLD_SIZE" in environment
-    tpu_hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(
-        ","
-    )  # set by GKE, as is the number of slices
+    # GKE sets the host names and the number of slices.
+    tpu_hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
     return (
         (launched and tasks > 1)
         or len(tpu_hosts) > 1
@@ -94,18 +92,18 @@ def launched_in_parallel(environment: Mapping[str, str]) -> bool:
 
 
 def _on_tpu_vm(environment: Mapping[str, str], devices: Path = Path("/dev")) -> bool:
-    # The hosts of a queued TPU slice have nothing in their environment that tells of each other.
+    # On a queued TPU slice no variable says that there are other hosts.
     chips = [*devices.glob("accel[0-9]*"), *devices.glob("vfio/[0-9]*")]
-    asked = environment.get("JAX_PLATFORMS", "tpu").split(",")
-    return bool(chips) and "tpu" in asked and importlib.util.find_spec("libtpu") is not None
+    platforms = environment.get("JAX_PLATFORMS", "tpu").split(",")
+    return bool(chips) and "tpu" in platforms and importlib.util.find_spec("libtpu") is not None
 
 
-def _initialize(**known: object) -> None:
+def _initialize(**arguments: object) -> None:
     try:
-        jax.distributed.initialize(**known)
+        jax.distributed.initialize(**arguments)
     except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(
-            "The processes of this run could not be connected: "
-            f"{str(error).splitlines()[0].rstrip('.')}; check that "
-            f"all of them start, each with its own number, and reach the coordinator."
+            f"The processes of this run could not be connected: {reason}; check that all of them "
+            "start, each with its own number, and reach the coordinator."
         ) from error

@@ -1,5 +1,5 @@
-"""Persistent compilation cache and a count of the programs XLA built, used by `main` and the
-training loops.
+"""The persistent compilation cache, compiler options, and a count of the programs that XLA
+built.
 """
 
 from pathlib import Path
@@ -13,8 +13,8 @@ _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 def enable_cache(folder: str) -> Path | None:
-    """Keeps compiled programs in `folder` ("" is ~/.cache/mebt_jax, "off" keeps none); returns the
-    folder in use.
+    """Stores compiled programs in `folder` ("" is ~/.cache/mebt_jax, "off" stores none); returns
+    the folder in use.
     """
     if folder == "off":
         jax.config.update("jax_enable_compilation_cache", False)
@@ -26,13 +26,14 @@ def enable_cache(folder: str) -> Path | None:
     return path
 
 
-def frugal_options(platform: str) -> dict[str, str]:
+def low_memory_compiler_options(platform: str) -> dict[str, str]:
     """Compiler options for `jax.jit` of programs that hold large arrays.
 
-    XLA orders a program's operations on CPU for the most concurrency by default. So it computes
-    much of a backward pass long before it is needed, up to half as much memory again in a step of
-    the tokenizer, and cuts the weights of decoding out of their stacks early, twice the memory for
-    short clips. The products take all cores anyway: the speed is the same (benchmarks/RESULTS.md).
+    On CPU, XLA's default schedule runs as many operations at once as it can. It computes much of a
+    backward pass long before it is needed (half as much memory again in a step of the tokenizer),
+    and slices the weights of decoding out of their stacks early (twice the memory for short clips).
+    Matrix products use all cores anyway, so a schedule for little memory is as fast
+    (benchmarks/RESULTS.md).
     """
     return (
         {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
@@ -42,8 +43,8 @@ def frugal_options(platform: str) -> dict[str, str]:
 
 
 class CompilationCounter:
-    """Counts the programs built or loaded from the cache since it was made, and the seconds that
-    took.
+    """Counts the programs that were built or loaded from the cache since its creation, and sums
+    the seconds that this took.
     """
 
     def __init__(self) -> None:

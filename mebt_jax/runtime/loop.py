@@ -1,11 +1,12 @@
-"""The training loop of both stages: restore, then step, log, validate and save until done, told to
-stop, or gone wrong.
+"""The training loop of both stages: restore the latest checkpoint, then step, log, validate and
+save, until all steps are done, a signal says stop, or a number is not finite.
 
 A run that was killed at any moment and started again writes the same numbers as one that never was:
 the checkpoint holds the state, the position in the data and the metrics since the last log line,
 and everything random follows from the step.
 """
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,10 +14,12 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from mebt_jax.config import TrainingConfig
 from mebt_jax.runtime import checkpoints, telemetry
 from mebt_jax.runtime.optimizers import learning_rate_schedule
+from mebt_jax.runtime.runtime_config import TrainingConfig
 from mebt_jax.runtime.train_state import TrainState, abstract
+
+EXIT_TERMINATED = 143  # 128 + SIGTERM, what a shell reports of a process that obeyed the signal
 
 
 class Batches(Protocol):
@@ -27,6 +30,30 @@ class Batches(Protocol):
     def get_state(self) -> dict[str, Any]: ...
 
     def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class StopSignal:
+    """Context manager: `requested` turns True at SIGTERM, so that a loop can save and leave between
+    two steps.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> "StopSignal":
+        # With several processes JAX's coordination service listens itself, see
+        # `Checkpointer.preempted`.
+        self._previous = (
+            signal.signal(signal.SIGTERM, self._note) if jax.process_count() == 1 else None
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _note(self, *_: object) -> None:
+        self.requested = True
 
 
 def train(
@@ -45,6 +72,7 @@ def train(
     keep_steps: Sequence[int] = (),
     warn: Callable[[Mapping[str, float]], Sequence[str]] = lambda record: (),
     profile: bool = False,
+    earlier_path: Callable[[checkpoints.ArrayPath], checkpoints.ArrayPath] | None = None,
 ) -> TrainState:
     """Trains up to `training.steps` and returns the last state.
 
@@ -59,31 +87,32 @@ def train(
             "gradient_norm"); may donate the state.
         validate: (state, finished steps) -> numbers.
         best_by: the number of `validate` by which the best checkpoint is chosen; smaller is better.
-        keep_steps: steps whose checkpoints are made and kept for good.
-        warn: gets every line of metrics.jsonl in turn, those of an earlier run too; returns what to
-            tell the user of the last.
-        profile: write one of some steps, see `telemetry.StepProfile`.
+        keep_steps: steps at which a checkpoint is written that is never deleted.
+        warn: gets every line of metrics.jsonl in turn, those of an earlier run too; returns
+            sentences for the user about the last of them.
+        profile: write a profile of some steps, see `telemetry.StepProfile`.
+        earlier_path: see `Checkpointer`.
 
     Raises:
         UserError: loss or state not finite, or a checkpoint could not be written or read.
         SystemExit: 143 after SIGTERM, when everything is saved.
     """
     with checkpoints.Checkpointer(
-        directory / "checkpoints", meta, training.keep_every, keep_steps
+        directory / "checkpoints", meta, training.keep_every, keep_steps, earlier_path
     ) as checkpointer:
         step, state, unlogged = restore_latest(stage, checkpointer, state, batches)
         metrics = telemetry.StepMetrics(stage, checkpointer, unlogged)
         rate = learning_rate_schedule(training)
         with (
             telemetry.MetricsLog(directory, step) as log,
-            checkpoints.StopSignal() as stop,
-            telemetry.StepProfile(stage, directory / "profile", wanted=profile) as profiled,
+            StopSignal() as stop,
+            telemetry.StepProfile(stage, directory / "profile", enabled=profile) as profiler,
             telemetry.progress_bar(stage, training.steps, step) as bar,
         ):
-            for record in log.kept:
-                warn(record)  # what it returns was said then
+            for record in log.earlier:
+                warn(record)  # the earlier run has shown its sentences already
             while step < training.steps:
-                profiled.before_step()
+                profiler.before_step()
                 state, step_metrics = take_step(state, next(batches), step)
                 step += 1
                 metrics.add(step, step_metrics)
@@ -121,15 +150,15 @@ def train(
                         f"{stage}: told to stop, saved step {step}; the same command goes on from "
                         "there"
                     )
-                    raise SystemExit(checkpoints.EXIT_TERMINATED)
+                    raise SystemExit(EXIT_TERMINATED)
     return state
 
 
 def restore_latest(
     stage: str, checkpointer: checkpoints.Checkpointer, state: TrainState, batches: Batches
 ) -> tuple[int, TrainState, list[dict[str, float]]]:
-    """(finished steps, state, metrics since the last log line) of the latest checkpoint or a start;
-    moves `batches`.
+    """(finished steps, state, metrics since the last log line) of the latest checkpoint, or of step
+    0 if there is none; moves `batches` to where they were then.
     """
     step = checkpointer.latest_step()
     if step is None:

@@ -1,5 +1,5 @@
-"""AdamW as both training loops use it: clipping, warm-up, decay of the rate, and weight decay on
-matrices alone.
+"""AdamW as both training loops use it: gradient clipping, warm-up and decay of the learning rate,
+and weight decay of kernels alone.
 """
 
 from typing import Any
@@ -7,21 +7,24 @@ from typing import Any
 import jax
 import optax
 
-from mebt_jax.config import TrainingConfig
+from mebt_jax.runtime.runtime_config import TrainingConfig
+
+# Name -> schedule of (peak rate, steps after the warm-up).
+DECAYS = {
+    "constant": lambda rate, steps: optax.constant_schedule(rate),
+    "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, max(steps, 1)),
+}
 
 
 def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
     """Step -> rate: linear from 0 over `warmup_steps`, then constant or a half cosine down to 0 at
     the last step.
     """
-    after = config.steps - config.warmup_steps
-    if config.decay == "cosine":
-        main = optax.cosine_decay_schedule(config.learning_rate, max(after, 1))
-    else:
-        main = optax.constant_schedule(config.learning_rate)
+    main = DECAYS[config.decay](config.learning_rate, config.steps - config.warmup_steps)
     if config.warmup_steps == 0:
         return main
-    # The first step already moves the weights: (step + 1) / warmup_steps.
+    # The first step already moves the weights: (step + 1) / warmup_steps. In
+    # optax.warmup_cosine_decay_schedule the first rate is 0, or the decay begins one step early.
     warmup = optax.linear_schedule(
         config.learning_rate / config.warmup_steps, config.learning_rate, config.warmup_steps - 1
     )
@@ -49,8 +52,8 @@ def make_optimizer(config: TrainingConfig, params: Any) -> optax.GradientTransfo
         mask=decay_mask(params),
     )
     return (
-        optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
-        if config.clip_norm > 0
+        optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), adamw)
+        if config.grad_clip_norm > 0
         else adamw
     )
 

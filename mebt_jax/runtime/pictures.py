@@ -1,8 +1,7 @@
-"""What a run shows to a person: clips as mp4 and GIF, contact sheets and loss curves as PNG.
+"""Pictures for people: clips as mp4 and GIF, contact sheets and loss curves as PNG.
 
-Every video here is uint8 [F, H, W, 3]. The training loops, the sample stage and the evaluate stage
-call this; nothing here feeds back into a computation, so small clips are enlarged freely to be
-visible.
+Every video here is uint8 [F, H, W, 3]. Nothing here feeds back into a computation, so small clips
+are enlarged until they are visible.
 """
 
 import math
@@ -25,20 +24,14 @@ SEPARATOR = 2
 LABEL_WIDTH = 150
 BACKGROUND = (255, 255, 255)
 MAX_PANELS = 21
-SERIES = (
-    "train",
-    "validation",
-    "generated",
-    "real clips",
-    "real",
-    "fake",
-)  # parts of a name that tell lines of one panel apart
-ERROR = " ±"  # ends the name of the standard error of what it is added to
+# Parts of a name that distinguish the lines of one panel.
+SERIES = ("train", "validation", "generated", "real clips", "real", "fake")
+ERROR = " ±"  # "x ±" is the standard error of "x"
 
 
 class Mp4Writer:
-    """An H.264 file that grows by pieces uint8 [F, H, W, 3]; below 128 px enlarged by a whole
-    factor, odd sizes padded by one.
+    """An H.264 file to which frames uint8 [F, H, W, 3] are appended. Clips below 128 px are
+    enlarged by a whole factor, odd sizes padded by one row or column.
     """
 
     def __init__(self, path: Path, frames_per_second: float) -> None:
@@ -47,7 +40,7 @@ class Mp4Writer:
         self._stream = self._container.add_stream(
             "libx264", rate=Fraction(frames_per_second).limit_denominator(1000)
         )
-        self._stream.pix_fmt = "yuv420p"  # the one layout that every player and browser shows
+        self._stream.pix_fmt = "yuv420p"  # the only layout that every player and browser shows
         self._stream.options = {"crf": "16", "preset": "fast"}
 
     def write(self, video: np.ndarray) -> None:
@@ -109,34 +102,40 @@ def contact_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
     sheet.save(path)
 
 
+def pair_rows(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    captions: Sequence[tuple[str, str]] | None = None,
+) -> list[tuple[str, np.ndarray]]:
+    """(caption, clip) rows of pairs of clips, the second clip of each pair below the first.
+
+    Args:
+        captions: one pair for each; None: "real i" and "reconstructed i".
+    """
+    if captions is None:
+        captions = [(f"real {i}", f"reconstructed {i}") for i in range(len(pairs))]
+    return [row for pair in zip(captions, pairs) for row in zip(*pair)]
+
+
 def curves(
     path: Path, records: Sequence[Mapping[str, object]], title: str = "", x_label: str = "step"
 ) -> None:
-    """Draws the numbers of `metrics.jsonl` over the step, or over what `x_label` says "step" stands
-    for.
+    """Draws the numbers of records as `metrics.jsonl` has them, over their "step"; a panel for each
+    key of `panels_of`. Infinite and missing values leave a gap. Writes nothing if there is no
+    number.
 
-    Names that differ in a part of SERIES alone ("train/loss", "validation/loss") share a panel; at
-    most 21 panels, in order of appearance. A name that ends in ERROR is drawn as bars of the name
-    before it. Infinite and missing values leave a gap. Writes nothing if there is nothing to draw.
+    Args:
+        path: PNG file.
+        records: one {"step": n, name: number, ...} for each line of metrics.jsonl.
+        title: above all panels.
+        x_label: meaning of "step".
     """
-    panels: dict[str, dict[str, list[tuple[float, float, float]]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
-    for record in records:
-        for name, value in record.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if number and name != "step" and not name.endswith(ERROR) and "step" in record:
-                panel = "/".join(part for part in name.split("/") if part not in SERIES)
-                panels[panel][name].append(
-                    (float(record["step"]), float(value), float(record.get(name + ERROR, 0)))
-                )
-    if not panels:
+    shown = list(panels_of(records).items())[:MAX_PANELS]
+    if not shown:
         return
     # Here and not at the top: matplotlib takes a second to import, and only the end of a run draws.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = list(panels.items())[:MAX_PANELS]
     columns = min(3, len(shown))
     lines = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(4.2 * columns, 3.0 * lines), dpi=100, layout="constrained")
@@ -167,18 +166,41 @@ def curves(
     figure.savefig(path)
 
 
+def panels_of(
+    records: Sequence[Mapping[str, object]],
+) -> dict[str, dict[str, list[tuple[float, float, float]]]]:
+    """Panel -> name -> (step, value, standard error) of each record that has the number.
+
+    Names that differ only in a part of SERIES ("train/loss", "validation/loss") share a panel.
+    Panels and names come in order of appearance. "x" + ERROR is the standard error of "x", else 0.
+    """
+    panels: dict[str, dict[str, list[tuple[float, float, float]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for record in records:
+        for name, value in record.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if number and name != "step" and not name.endswith(ERROR) and "step" in record:
+                panel = "/".join(part for part in name.split("/") if part not in SERIES)
+                panels[panel][name].append(
+                    (float(record["step"]), float(value), float(record.get(name + ERROR, 0)))
+                )
+    return panels
+
+
 def _checked(video: np.ndarray) -> np.ndarray:
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
         raise UserError(
             f"A picture needs a uint8 video [frames, height, width, 3], but got {video.dtype} "
-            f"{video.shape}; "
-            f"convert it with data.clips.to_uint8."
+            f"{video.shape}; convert it with data.clips.to_uint8."
         )
     return video
 
 
 def _enlarge(video: np.ndarray, size: int) -> np.ndarray:
-    """Nearest neighbour by the smallest whole factor that brings the shorter side to `size`."""
+    """Enlarges by nearest neighbour and the smallest whole factor that brings the shorter side to
+    `size`.
+    """
     factor = max(1, math.ceil(size / min(video.shape[1:3])))
     return video.repeat(factor, axis=1).repeat(factor, axis=2)
 
@@ -196,6 +218,5 @@ def _strip(video: np.ndarray) -> np.ndarray:
     chosen = np.linspace(0, len(video) - 1, min(len(video), SHEET_FRAMES)).round().astype(int)
     frames = _enlarge(video[chosen], SHEET_FRAME_SIZE)
     frames = np.pad(frames, ((0, 0), (0, 0), (0, SEPARATOR), (0, 0)), constant_values=BACKGROUND[0])
-    return np.concatenate(list(frames), axis=1)[
-        :, :-SEPARATOR
-    ]  # [h, frames * (w + separator) - separator, 3]
+    # [h, frames * (w + separator) - separator, 3]
+    return np.concatenate(list(frames), axis=1)[:, :-SEPARATOR]

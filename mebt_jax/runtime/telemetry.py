@@ -1,14 +1,15 @@
-"""What a run says while it runs: `metrics.jsonl`, TensorBoard where it is installed, a progress
+"""What a run reports while it runs: `metrics.jsonl`, TensorBoard where it is installed, a progress
 bar, the parameter table.
 
 Only the first process of a run writes.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mebt_jax.errors import UserError
 from mebt_jax.runtime import pictures
 from mebt_jax.runtime.checkpoints import Checkpointer
 
-# Steps that a profile shows: by then programs are compiled, and the loop goes its usual way.
+# Steps of a profile, counted from the start of the process: by then all programs are compiled.
 PROFILED = range(20, 30)
 
 
@@ -31,30 +32,24 @@ class MetricsLog:
     """
 
     def __init__(self, directory: Path, step: int) -> None:
-        """Lines after `step`, where the run goes on, are of a run that was cut short: they are
-        removed.
+        """Goes on after `step`; later lines are of a run that was cut short, and are removed.
+
+        The lines up to `step` are in `earlier`.
         """
         self.path = directory / "metrics.jsonl"
         self._file, self._tensorboard = None, None
-        self.kept: list[dict[str, Any]] = []
+        self.earlier: list[dict[str, Any]] = []
         if jax.process_index() == 0:
             directory.mkdir(parents=True, exist_ok=True)
-            self.kept = [record for record in read_metrics(self.path) if record["step"] <= step]
-            # Replaced in one operation: a kill at this moment must not lose the lines that are
-            # there.
-            kept = self.path.with_suffix(".kept")
-            try:
-                kept.write_text(
-                    "".join(json.dumps(record) + "\n" for record in self.kept), encoding="utf-8"
-                )
-                kept.replace(self.path)
+            records = read_metrics(self.path)
+            self.earlier = [record for record in records if record["step"] <= step]
+            lines = "".join(json.dumps(record) + "\n" for record in self.earlier)
+            # Replaced in one operation, so that a kill at this moment loses none of the lines.
+            temporary = self.path.with_suffix(".new")
+            with self._disk_errors():
+                temporary.write_text(lines, encoding="utf-8")
+                temporary.replace(self.path)
                 self._file = open(self.path, "a", encoding="utf-8")
-            except OSError as error:
-                raise UserError(
-                    f"Could not write {self.path} ({error.strerror}); free some space and run the "
-                    "same command "
-                    f"again."
-                ) from error
             self._tensorboard = _tensorboard_writer(directory / "tensorboard")
 
     def __enter__(self) -> "MetricsLog":
@@ -70,15 +65,9 @@ class MetricsLog:
         """Names are "<split>/<metric>", such as "train/loss"."""
         if self._file is None:
             return
-        try:
+        with self._disk_errors():
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()  # a kill may come at any time
-        except OSError as error:
-            raise UserError(
-                f"Could not write {self.path} ({error.strerror}); free some space and run the same "
-                "command "
-                f"again."
-            ) from error
         if self._tensorboard is not None:
             self._tensorboard.write_scalars(step, dict(values))
 
@@ -86,6 +75,16 @@ class MetricsLog:
         """Draws all lines so far as curves into a PNG."""
         if self._file is not None:
             pictures.curves(path, read_metrics(self.path), title=title)
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"Could not write {self.path} ({error.strerror}); free some space and run the same "
+                "command again."
+            ) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -100,15 +99,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class StepMetrics:
-    """Collects the metrics of each step without holding the device up, for averages over the steps
-    between two log lines.
+    """Collects the metrics of each step without making the device wait, and averages them over the
+    steps between two log lines.
     """
 
     def __init__(
         self, stage: str, checkpointer: Checkpointer, unlogged: list[dict[str, float]]
     ) -> None:
-        """`unlogged` is what an earlier run had collected when it saved, so that the next line is
-        as without a kill.
+        """`unlogged`: metrics that an earlier run had collected since its last log line when it
+        saved; with them the next line is as without a kill.
         """
         self.unlogged = list(unlogged)
         self._stage, self._checkpointer = stage, checkpointer
@@ -119,8 +118,8 @@ class StepMetrics:
         must be among them.
         """
         if self._on_device:
-            # One step runs while the host prepares the next; without this wait hundreds would queue
-            # up with their batches.
+            # One step runs while the host prepares the next. Without this wait hundreds of steps
+            # would queue up, each with its batch.
             jax.block_until_ready(self._on_device[-1][1])
         self._on_device.append((step, metrics))
 
@@ -138,17 +137,15 @@ class StepMetrics:
                 self._checkpointer.wait()
                 raise UserError(
                     f"The {self._stage}'s {bad[0]} is {numbers[bad[0]]} at step {step} and "
-                    "training has stopped; "
-                    f"{self._checkpointer.last_good}: start again in another --workdir with a "
-                    "lower "
-                    f"config.{self._stage}.training.learning_rate or clip_norm, or more "
-                    "warmup_steps."
+                    f"training has stopped; {self._checkpointer.last_good}: start again in another "
+                    f"--workdir with a lower config.{self._stage}.training.learning_rate or "
+                    "grad_clip_norm, or more warmup_steps."
                 )
             self.unlogged.append(numbers)
         self._on_device.clear()
 
     def average(self) -> dict[str, float]:
-        """Means over the steps since the last call that have the number."""
+        """Mean of each metric over the steps since the last call that reported it."""
         self.collect()
         columns: dict[str, list[float]] = {}
         for numbers in self.unlogged:
@@ -160,23 +157,24 @@ class StepMetrics:
 
 
 class StepProfile:
-    """Where `wanted`, a profile of the steps PROFILED since the start of this process, which
-    TensorBoard and Perfetto show.
+    """If `enabled`, writes a profile of the steps PROFILED, for TensorBoard and Perfetto.
+
+    Not clu.periodic_actions.Profile: its module imports TensorFlow, which is not a dependency.
     """
 
-    def __init__(self, stage: str, folder: Path, *, wanted: bool) -> None:
-        self._stage, self._folder, self._wanted = stage, folder, wanted
+    def __init__(self, stage: str, folder: Path, *, enabled: bool) -> None:
+        self._stage, self._folder, self._enabled = stage, folder, enabled
         self._finished, self._running = 0, False
 
     def __enter__(self) -> "StepProfile":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._running:  # the training ends among these steps
+        if self._running:  # the training ended within these steps
             self._stop()
 
     def before_step(self) -> None:
-        if self._wanted and self._finished == PROFILED.start:
+        if self._enabled and self._finished == PROFILED.start:
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
             self._running = True
         elif self._running and self._finished == PROFILED.stop:
@@ -193,9 +191,7 @@ class StepProfile:
 
 
 def progress_bar(stage: str, total: int, done: int) -> tqdm:
-    """Bar of a training loop with steps per second, remaining time, and the loss by
-    `set_postfix`.
-    """
+    """Bar of a training loop: steps per second, remaining time, and the loss by `set_postfix`."""
     interactive = sys.stderr.isatty()
     return tqdm(
         desc=stage,
@@ -204,8 +200,8 @@ def progress_bar(stage: str, total: int, done: int) -> tqdm:
         unit="step",
         dynamic_ncols=True,
         disable=jax.process_index() != 0,
-        mininterval=0.5 if interactive else 10.0,
-    )  # in a log file every update is a line
+        mininterval=0.5 if interactive else 10.0,  # in a log file every update is a line
+    )
 
 
 def write_parameter_overview(params: nnx.State, path: Path) -> int:
@@ -224,8 +220,8 @@ def say(message: str) -> None:
 
 
 def _tensorboard_writer(directory: Path) -> Any:
-    # clu's writers import TensorFlow, which costs seconds and is not a dependency; without it there
-    # is metrics.jsonl.
+    # clu's writers import TensorFlow, which takes seconds and is not a dependency. Without it the
+    # numbers are in metrics.jsonl alone.
     if (
         importlib.util.find_spec("tensorflow") is None
         or importlib.util.find_spec("tensorboard") is None

@@ -12,7 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from mebt_jax.config import Config
-from mebt_jax.data import pipeline, preparation, sources, token_cache
+from mebt_jax.data import pipeline, record_folders, sources, token_cache
 from mebt_jax.runtime import pictures, telemetry
 from mebt_jax.runtime import workdir as workdir_lib
 
@@ -55,7 +55,7 @@ def prepare_and_show(config: Config, workdir: Path) -> None:
         manifest["weight"] = part.weight
     workdir_lib.write_json(
         workdir / STAGE / "manifest.json",
-        {"mixture": manifests} if config.data.mixture else manifests[0],
+        {"mixture": manifests, "classes": opened.classes} if config.data.mixture else manifests[0],
     )
     workdir_lib.mark_done(config, workdir, STAGE, content=opened.content_hash)
 
@@ -70,7 +70,7 @@ def manifest_of(config: Config, workdir: Path) -> dict:
         )
         return {"settings": dataclasses.asdict(data)}
     folder = sources.records_folder(config, workdir)
-    manifest = {"records_folder": str(folder), **preparation.read_manifest(folder)}
+    manifest = {"records_folder": str(folder), **record_folders.read_manifest(folder)}
     telemetry.say(
         f"{STAGE}: {data.source}: {summary(manifest)}; all listed in "
         f"{workdir / STAGE / 'manifest.json'}"
@@ -98,7 +98,10 @@ def summary(manifest: dict) -> str:
     videos, frames, records, hours = (
         sum(manifest[name].values()) for name in ("videos", "frames", "records", "hours")
     )
-    line = f"{videos} videos, {frames} frames, {hours:.2f} hours in {records} records; split {manifest['split']}"
+    line = (
+        f"{videos} videos, {frames} frames, {hours:.2f} hours in {records} records; "
+        f"split {manifest['split']}"
+    )
     missing = {
         name: count - manifest["videos"][name]
         for name, count in manifest.get("published_videos", {}).items()

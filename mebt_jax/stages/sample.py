@@ -15,16 +15,17 @@ from PIL import Image
 
 from mebt_jax import config as config_lib
 from mebt_jax.config import Config
+from mebt_jax.data import inputs
 from mebt_jax.data.video_files import Video
 from mebt_jax.errors import UserError
-from mebt_jax.methods.masked import cost
-from mebt_jax.methods.masked.plan import KINDS, Plan, programs
-from mebt_jax.runtime import checkpoints, pictures, telemetry
+from mebt_jax.methods.trained_prior import prior_hash
+from mebt_jax.runtime import pictures, telemetry
 from mebt_jax.runtime import workdir as workdir_lib
-from mebt_jax.sampler import STAGE, Sampler
+from mebt_jax.sampler import Sampler
 from mebt_jax.tasks import masks
 from mebt_jax.tasks.masks import Task
 
+STAGE = "sample"
 PICTURED_CLIPS = 12
 STREAMED = ("mp4", "frames")  # formats that take a video piece by piece
 # Fields of config.sample that say which clips, how many at a time, or in which files: not what a
@@ -36,113 +37,99 @@ def run(config: Config, workdir: Path) -> None:
     """Writes clips/clip_0000.mp4 onward, tokens, contact_sheet.png and manifest.json.
 
     `generate` writes to <workdir>/sample, every other task to <workdir>/sample/<task>. Clip i
-    follows from (weights, settings, seed, i) alone, and is not made again where its tokens are
+    follows from (weights, settings, seed, i) alone, and is not drawn again where its tokens are
     there: so an interrupted run goes on, and more clips leave the first ones as they are.
 
     Raises:
         UserError: the mesh, the batch size, the task, an input or a checkpoint do not fit.
     """
     sampler = Sampler.from_workdir(config, workdir)
-    asked, config = config, sampler.config  # with the preset put in
-    sample = config.sample
+    sample, method = config.sample, sampler.prior.method
     directory = workdir / STAGE if sample.task == "generate" else workdir / STAGE / sample.task
 
     # ---- task ------------------------------------------------------------------------------------
     task = masks.from_config(config)
-    inputs = masks.find_inputs(sample.input) if sample.input and sample.task != "generate" else []
+    videos = inputs.find_inputs(sample.input) if sample.input and sample.task != "generate" else []
     extends = sample.task == "extend"
     if extends and not set(STREAMED) & set(sample.formats):
         raise UserError(
             f"config.sample.formats is {', '.join(sample.formats)}, but videos of any length are "
-            "written piece by piece, "
-            f"as {' or '.join(STREAMED)}; add one of them."
+            f"written chunk by chunk, as {' or '.join(STREAMED)}; add one of them."
         )
-    steps = [
-        one
-        for one in (
-            sampler.window_tasks(task, sample.frames, sample.overlap_frames) if extends else [task]
-        )
-        if not one.known.all()
-    ]
-    plans = [sampler.plan(one) for one in steps]
-    numbers = list(range(sample.first_clip, sample.first_clip + sample.clips))
+    windows = [task]
+    if extends:
+        windows = sampler.window_tasks(task, sample.frames, sample.overlap_frames)
+    windows = [window for window in windows if not window.known.all()]
+    for window in windows:
+        sampler.check(window)
+    report = method.sampling_report([window.num_known for window in windows])
+    indices = list(range(sample.first_clip, sample.first_clip + sample.clips))
     hashes = {
-        "tokenizer": sampler.tokenizer.content_hash,
-        "transformer": checkpoints.content_hash(sampler.transformer.params),
+        "tokenizer": sampler.space.content_hash,
+        "prior": prior_hash(sampler.prior.params),
     }
 
     # ---- what is there already -------------------------------------------------------------------
-    clear_other_settings(directory, identity(config, task, inputs) | hashes)
-    missing = [number for number in numbers if not tokens_path(directory, number).exists()]
-    named = f"preset {sample.preset}, " if sample.preset else ""
+    clear_other_settings(directory, identity(config, task, videos) | hashes)
+    missing = [index for index in indices if not tokens_path(directory, index).exists()]
+    passes = sum(method.num_passes(window.num_known) for window in windows)
     telemetry.say(
-        f"{STAGE}: {sample.task}, {len(missing)} of {sample.clips} clips to make, "
-        f"{sample.batch_size} at a time; "
-        f"{named}{sum(plan.num_passes for plan in plans)} passes each by "
-        f"{len(used_programs(plans))} "
-        f"compiled programs"
+        f"{STAGE}: {sample.task}, {len(missing)} of {sample.clips} clips to draw, "
+        f"{sample.batch_size} at a time; {passes} passes each"
     )
 
     # ---- draw ------------------------------------------------------------------------------------
     seconds: list[float] = []
     batches = sampler.batches(missing) if missing else []
-    with telemetry.progress_bar(
-        STAGE, len(batches) * sum(plan.num_passes for plan in plans), 0
-    ) as bar:
+    with telemetry.progress_bar(STAGE, len(batches) * passes, 0) as bar:
         for filled, _ in batches:
             start = time.perf_counter()
             new = list(dict.fromkeys(filled))
-            videos = (
-                [masks.read_clip(inputs[number % len(inputs)], config) for number in filled]
-                if inputs
-                else None
-            )
+            given = None
+            if videos:
+                given = [inputs.read_input(videos[i % len(videos)], config) for i in filled]
             if extends:
-                pieces = sampler.windows(
-                    task, filled, videos, sample.frames, sample.overlap_frames, bar=bar
+                chunks = sampler.windows(
+                    task, filled, given, sample.frames, sample.overlap_frames, bar=bar
                 )
-                stream_clips(directory, new, pieces, config)
+                stream_clips(directory, new, chunks, config)
             else:
-                drawn = sampler.draw_batch(task, filled, videos, bar=bar)
-                codes, video = map(
-                    sampler.on_host, (drawn.codes, sampler.pixels.video(drawn.codes))
-                )
-                for i, number in enumerate(new):
-                    write_clip(directory, number, video[i], config)
-                    in_place(tokens_path(directory, number), lambda path: np.save(path, codes[i]))
+                latents = sampler.draw_batch(task, filled, given, bar=bar).latents
+                video = sampler.on_host(sampler.space.decode(latents))
+                latents = sampler.on_host(latents)
+                for row, index in enumerate(new):
+                    write_clip(directory, index, video[row], config)
+                    write_tokens(directory, index, latents[row])
             seconds.append(time.perf_counter() - start)
 
     # ---- results ---------------------------------------------------------------------------------
     if not extends:
-        codes = np.stack([np.load(tokens_path(directory, number)) for number in numbers])
-        shown = show_clips(sampler, directory, numbers, codes)
+        latents = np.stack([np.load(tokens_path(directory, index)) for index in indices])
+        shown = show_clips(sampler, directory, indices, latents)
         if jax.process_index() == 0:
-            np.savez_compressed(directory / "tokens.npz", codes=codes)
+            np.savez_compressed(directory / "tokens.npz", codes=latents)
             pictures.contact_sheet(directory / "contact_sheet.png", shown)
-    made = [clip_record(config, number, inputs) for number in numbers]
-    workdir_lib.write_json(
-        directory / "manifest.json",
-        manifest(config, plans, seconds)
-        | hashes
-        | {"transformer_step": sampler.transformer.step, "made": made},
-    )
+    records = [clip_record(config, index, videos) for index in indices]
+    manifest = run_report(config, seconds) | report | hashes
+    manifest |= {"prior_step": sampler.prior.step, "made": records}
+    workdir_lib.write_json(directory / "manifest.json", manifest)
     if sample.task == "generate":
-        workdir_lib.mark_done(asked, workdir, STAGE, clips=sample.clips, **hashes)
+        workdir_lib.mark_done(config, workdir, STAGE, clips=sample.clips, **hashes)
 
 
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def tokens_path(directory: Path, number: int) -> Path:
-    return directory / "tokens" / f"clip_{number:04d}.npy"
+def tokens_path(directory: Path, index: int) -> Path:
+    return directory / "tokens" / f"clip_{index:04d}.npy"
 
 
-def clip_path(directory: Path, number: int, kind: str) -> Path:
+def clip_path(directory: Path, index: int, kind: str) -> Path:
     """Where a clip goes in one of `config.sample.formats`; "frames" is a folder."""
-    return directory / "clips" / (f"clip_{number:04d}" + ("" if kind == "frames" else f".{kind}"))
+    return directory / "clips" / (f"clip_{index:04d}" + ("" if kind == "frames" else f".{kind}"))
 
 
-def write_clip(directory: Path, number: int, video: np.ndarray, config: Config) -> None:
+def write_clip(directory: Path, index: int, video: np.ndarray, config: Config) -> None:
     """Writes uint8 [F, H, W, 3] in all formats of the config that are not there yet."""
     rate = config.sample.frames_per_second
     write = {
@@ -152,9 +139,14 @@ def write_clip(directory: Path, number: int, video: np.ndarray, config: Config) 
         "frames": lambda path: write_frames(path, video, 0),
     }
     for kind in config.sample.formats:
-        path = clip_path(directory, number, kind)
+        path = clip_path(directory, index, kind)
         if not path.exists():
-            in_place(path, write[kind])
+            write_whole(path, write[kind])
+
+
+def write_tokens(directory: Path, index: int, latents: np.ndarray) -> None:
+    """Writes the latents [T, H, W, ...] of a clip."""
+    write_whole(tokens_path(directory, index), lambda path: np.save(path, latents))
 
 
 def write_frames(folder: Path, video: np.ndarray, first: int) -> None:
@@ -166,90 +158,92 @@ def write_frames(folder: Path, video: np.ndarray, first: int) -> None:
 
 def stream_clips(
     directory: Path,
-    numbers: list[int],
-    pieces: Iterable[tuple[np.ndarray, np.ndarray]],
+    indices: list[int],
+    chunks: Iterable[tuple[np.ndarray, np.ndarray]],
     config: Config,
 ) -> None:
-    """Writes codes and frames of long videos as they come; a piece is (codes [n, t, H, W], frames
-    [n, f, H, W, 3]).
+    """Writes latents and frames of long videos as they are drawn.
+
+    A chunk is (latents [n, t, H, W, ...], frames [n, f, H, W, 3]).
     """
-    writers, written, codes = {}, 0, []
     formats = [kind for kind in config.sample.formats if kind in STREAMED]
-    hidden = {
-        (number, kind): beside(clip_path(directory, number, kind))
-        for number in numbers
-        for kind in formats
-    }
-    first_process = jax.process_index() == 0
-    for piece_codes, video in pieces:
-        codes.append(piece_codes)  # a token is 4 bytes where its pixels are hundreds
-        for i, (number, kind) in [
-            (i, (number, kind))
-            for i, number in enumerate(numbers)
-            for kind in formats
-            if first_process
-        ]:
-            if kind == "frames":
-                write_frames(hidden[number, kind], video[i], written)
-            else:
-                if number not in writers:
-                    writers[number] = pictures.Mp4Writer(
-                        hidden[number, kind], config.sample.frames_per_second
-                    )
-                writers[number].write(video[i])
+    if jax.process_index() > 0:
+        formats = []  # the first process writes alone
+    writers, written, latents = {}, 0, []
+    for chunk_latents, video in chunks:
+        latents.append(chunk_latents)  # a token is 4 bytes where its pixels are hundreds
+        for row, index in enumerate(indices):
+            for kind in formats:
+                path = hidden_path(clip_path(directory, index, kind))
+                if kind == "frames":
+                    write_frames(path, video[row], written)
+                    continue
+                if index not in writers:
+                    writers[index] = pictures.Mp4Writer(path, config.sample.frames_per_second)
+                writers[index].write(video[row])
         written += video.shape[1]
     for writer in writers.values():
         writer.close()
-    for i, number in enumerate(numbers):
-        for kind in formats if first_process else ():
-            os.replace(hidden[number, kind], clip_path(directory, number, kind))
-        in_place(
-            tokens_path(directory, number),
-            lambda path: np.save(path, np.concatenate(codes, axis=1)[i]),
-        )
+    whole = np.concatenate(latents, axis=1)  # [n, T, H, W, ...]
+    for row, index in enumerate(indices):
+        for kind in formats:
+            path = clip_path(directory, index, kind)
+            os.replace(hidden_path(path), path)
+        write_tokens(directory, index, whole[row])
 
 
-def in_place(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes by way of a hidden file beside it, so that what has the final name is whole; by the
-    first process alone.
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Writes a hidden file and then gives it its name, so that a file of that name is whole.
+
+    The first process writes alone.
     """
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(beside(path))
-        os.replace(beside(path), path)
+        write(hidden_path(path))
+        os.replace(hidden_path(path), path)
 
 
-def beside(path: Path) -> Path:
+def hidden_path(path: Path) -> Path:
     return path.with_name("." + path.name)
 
 
-def clear_other_settings(directory: Path, ours: dict[str, Any]) -> None:
-    """Removes clips that were made with other settings or weights."""
+def clear_other_settings(directory: Path, settings: dict[str, Any]) -> None:
+    """Removes clips that were drawn with other settings or weights."""
     path = directory / "settings.json"
-    if path.exists() and workdir_lib.read_json(path) == ours:
-        return
+    if path.exists():
+        theirs = workdir_lib.read_json(path)
+        # A field that was not there yet means its default; priors were called transformers.
+        theirs["settings"] = clip_settings(Config()) | theirs["settings"]
+        theirs = {"prior": theirs.pop("transformer", None)} | theirs
+        if theirs == settings:
+            return
     if jax.process_index() == 0:
         for name in ("clips", "tokens"):
             shutil.rmtree(directory / name, ignore_errors=True)
-    workdir_lib.write_json(path, ours)
+    workdir_lib.write_json(path, settings)
 
 
-def identity(config: Config, task: Task, inputs: list[Video]) -> dict[str, Any]:
-    """What a clip follows from beside its number and the weights, as plain JSON."""
-    settings = {
-        name: value
-        for name, value in config_lib.to_dict(config.sample).items()
-        if name not in NOT_THE_CLIP
-    }
+def all_settings(config: Config) -> dict[str, Any]:
+    """The fields of `config.sample` and `config.decoding`, which have no name in common."""
+    return config_lib.to_dict(config.sample) | config_lib.to_dict(config.decoding)
+
+
+def clip_settings(config: Config) -> dict[str, Any]:
+    """Those that decide what a clip of a given index is."""
+    return {name: value for name, value in all_settings(config).items() if name not in NOT_THE_CLIP}
+
+
+def identity(config: Config, task: Task, videos: list[Video]) -> dict[str, Any]:
+    """What a clip follows from beside its index and the weights, as plain JSON."""
     files = [
         [
             video.name,
             [[file.name, file.stat().st_size, file.stat().st_mtime] for file in video.files],
         ]
-        for video in inputs
+        for video in videos
     ]
     return {
-        "settings": settings,
+        "settings": clip_settings(config),
         "drawn": config_lib.content_hash(np.packbits(task.drawn).tobytes().hex()),
         "inputs": files,
     }
@@ -259,47 +253,41 @@ def identity(config: Config, task: Task, inputs: list[Video]) -> dict[str, Any]:
 
 
 def show_clips(
-    sampler: Sampler, directory: Path, numbers: list[int], codes: np.ndarray
+    sampler: Sampler, directory: Path, indices: list[int], latents: np.ndarray
 ) -> list[tuple[str, np.ndarray]]:
-    """The first clips [F, H, W, 3] with their labels; also writes files that clips of an earlier
-    run lack.
+    """The first clips [F, H, W, 3] with their labels.
+
+    Also writes the files of formats in which an earlier run did not write a clip.
     """
-    lacking = {
-        i
-        for i, number in enumerate(numbers)
-        if not all(
-            clip_path(directory, number, kind).exists() for kind in sampler.config.sample.formats
-        )
+    sample = sampler.config.sample
+    incomplete = {
+        row
+        for row, index in enumerate(indices)
+        if not all(clip_path(directory, index, kind).exists() for kind in sample.formats)
     }
-    wanted = sorted(lacking | set(range(min(PICTURED_CLIPS, len(numbers)))))
+    rows = sorted(incomplete | set(range(min(PICTURED_CLIPS, len(indices)))))
     shown = []
-    for filled, _ in sampler.batches(wanted):
-        video = sampler.video_of(codes[filled])  # [B, F, H, W, 3]
-        for i, which in enumerate(dict.fromkeys(filled)):
-            write_clip(directory, numbers[which], video[i], sampler.config)
-            if which < PICTURED_CLIPS:
-                shown.append((f"{sampler.config.sample.task} {numbers[which]}", video[i]))
+    for filled, _ in sampler.batches(rows):
+        video = sampler.video_of(latents[filled])  # [B, F, H, W, 3]
+        for i, row in enumerate(dict.fromkeys(filled)):
+            write_clip(directory, indices[row], video[i], sampler.config)
+            if row < PICTURED_CLIPS:
+                shown.append((f"{sample.task} {indices[row]}", video[i]))
     return shown
 
 
-def clip_record(config: Config, number: int, inputs: list[Video]) -> dict[str, Any]:
-    """What makes one clip again: its number, its seed, its input, and the fields to set."""
+def clip_record(config: Config, index: int, videos: list[Video]) -> dict[str, Any]:
+    """How to draw one clip again: its index, its seed, its input, and the fields to set."""
     record = {
-        "clip": number,
+        "clip": index,
         "seed": config.sample.seed,
-        "again": f"--config.sample.first_clip={number} --config.sample.clips=1",
+        "again": f"--config.sample.first_clip={index} --config.sample.clips=1",
     }
-    return record | ({"input": inputs[number % len(inputs)].name} if inputs else {})
+    return record | ({"input": videos[index % len(videos)].name} if videos else {})
 
 
-def used_programs(plans: list[Plan]) -> set[tuple[Any, ...]]:
-    return {(plan.num_known, *program) for plan in plans for program in programs(plan)}
-
-
-def manifest(config: Config, plans: list[Plan], seconds: list[float]) -> dict[str, Any]:
-    """What was done, as plain JSON: settings, the passes by kind, and times (the first batch
-    includes compilation).
-    """
+def run_report(config: Config, seconds: list[float]) -> dict[str, Any]:
+    """Settings and times of the run, as plain JSON; the first batch includes compilation."""
     later = seconds[1:]
     return {
         "task": config.sample.task,
@@ -307,15 +295,7 @@ def manifest(config: Config, plans: list[Plan], seconds: list[float]) -> dict[st
         "clips": config.sample.clips,
         "grid": list(config.grid),
         "frames_per_second": config.sample.frames_per_second,
-        "settings": config_lib.to_dict(config.sample),
-        "passes": sum(plan.num_passes for plan in plans),
-        "passes_by_kind": {kind: sum(plan.count(kind) for plan in plans) for kind in KINDS},
-        "committed_per_pass": [one.committed for plan in plans for one in plan.passes],
-        "compiled_programs": len(used_programs(plans)),
-        "teraflop_per_clip": sum(
-            cost.plan_flops(config.transformer, config.tokenizer.codes, plan) for plan in plans
-        )
-        / 1e12,
+        "settings": all_settings(config),
         "seconds_first_batch": seconds[0] if seconds else None,
         "seconds_per_later_batch": sum(later) / len(later) if later else None,
         "batch_size": config.sample.batch_size,

@@ -1,20 +1,20 @@
-"""The tokenizer's network: video to features and back, with the codebook of `quantizers.py` in
-between.
+"""The tokenizer's network: video to features, features to tokens by a quantizer, and back to video.
 
 With `patch == (1, 1, 1)` it computes what the official 3D VQGAN computes (mebt/vqgan.py, the same
-as TATS). A larger patch folds pixels into channels before the first convolution and out of them
-after the last, so that the same network runs at a lower resolution, and adds a learned linear
-shortcut around it (after the residual autoencoding of DC-AE, Chen et al. 2024, whose shortcuts have
-no parameters). `fitting.py` starts the shortcuts at the principal components of the patches and the
-network in silence, so that it only learns what a linear map of the pixels cannot do.
+as TATS). A larger patch moves pixels into channels before the first convolution and back after the
+last (space to depth), so that the same network runs at a lower resolution. It also adds a learned
+linear shortcut around the network (after the residual autoencoding of DC-AE, Chen et al. 2024,
+whose shortcuts have no parameters). `training/pca_init.py` starts the shortcuts at the principal
+components of the patches. The network beside them starts with an output of zero, so that it only
+learns what a linear map of the pixels cannot do.
 
 A causal tokenizer (`config.tokenizer.causal`) sees no later frame: its first token stands for one
-frame, so that an image is a clip, and every other for `compression[0]` frames; long videos pass
-through it in pieces (`streaming.py`).
+frame, so that an image is a clip, and every other token for `compression[0]` frames. Long videos
+run through it part by part (`streaming.py`).
 
-A patch of the whole compression makes the encoder pointwise: a code then follows from its own patch
-alone, and equal patches have equal codes whatever lies around them, which leaves the transformer
-less to guess.
+With a patch of the whole compression the encoder is pointwise: a token then depends on its own
+patch alone, and equal patches have equal tokens whatever is around them, which leaves the prior
+less to predict.
 """
 
 import jax
@@ -22,24 +22,33 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from mebt_jax.config import TokenizerConfig
-from mebt_jax.nn.convolutions import Past, SameConv3d, SameConvTranspose3d, Size
-from mebt_jax.nn.norms import BatchNorm, make_norm
-from mebt_jax.runtime.checkpoints import content_hash
-from mebt_jax.runtime.mesh import constrain
-from mebt_jax.tokenizer import quantizers
+from mebt_jax.nn.convolutions import CausalConvState, SameConv3d, SameConvTranspose3d, Size
+from mebt_jax.nn.norms import NORMS
+from mebt_jax.runtime.hashing import hash_arrays
+from mebt_jax.runtime.sharding import constrain
+from mebt_jax.tokenizer import earlier_tokenizers
+from mebt_jax.tokenizer.quantizers import QUANTIZERS
+from mebt_jax.tokenizer.tokenizer_config import TokenizerConfig
 
 COLOURS = 3
-OUTPUT_GAIN = 0.1  # of the last convolution: an untrained decoder paints mid-grey instead of noise
-# Beside a fitted shortcut the network counts in units of what that leaves over. Adam moves all of
-# the thousands of weights behind an output by the learning rate at once: at full size the first
-# steps would shift pixels by more than the whole error of the shortcut.
+# Gain of the last convolution of the paper's network: an untrained decoder gives mid-grey instead
+# of noise.
+OUTPUT_GAIN = 0.1
+# Scale of the network beside a fitted shortcut. Adam moves each of the thousands of weights behind
+# an output by the learning rate at once: at full scale the first steps would shift pixels by more
+# than the whole error of the shortcut.
 CORRECTION = 0.05
 
 
 class Tokenizer(nnx.Module):
-    """Encoder, decoder and the projections to and from the code width; a codebook is a part of it
-    only if trained by gradient.
+    """Encoder, quantizer and decoder.
+
+    Its variables are parameters (`nnx.Param`), and state that no gradient trains: the codebook's
+    (`CodebookStat`) and the statistics of BatchNorms (`nnx.BatchStat`).
+
+    Args:
+        config: sizes, norm and kind of quantizer.
+        rngs: the streams "params", and "codebook" for codebooks that are no parameters.
     """
 
     def __init__(self, config: TokenizerConfig, *, rngs: nnx.Rngs):
@@ -51,9 +60,14 @@ class Tokenizer(nnx.Module):
         self.encoder = Encoder(
             config.hidden, config.patch, strides, kernel, config.norm, dtype=dtype, rngs=rngs
         )
-        folded = config.patch != (1, 1, 1)
+        # Beside a shortcut the last layers of encoder and decoder start at zero.
         self.to_features = SameConv3d(
-            top, config.code_width, (1, 1, 1), dtype=dtype, gain=0.0 if folded else 1.0, rngs=rngs
+            top,
+            config.code_width,
+            (1, 1, 1),
+            dtype=dtype,
+            gain=0.0 if self.has_shortcut else 1.0,
+            rngs=rngs,
         )
         self.from_embeddings = SameConv3d(config.code_width, top, (1, 1, 1), dtype=dtype, rngs=rngs)
         self.decoder = Decoder(
@@ -61,94 +75,79 @@ class Tokenizer(nnx.Module):
             config.patch,
             strides,
             config.norm,
-            gain=0.0 if folded else OUTPUT_GAIN,
+            gain=0.0 if self.has_shortcut else OUTPUT_GAIN,
             dtype=dtype,
             rngs=rngs,
         )
-        if folded:
-            self.shortcut_in = shortcut(
-                patch_channels(config.compression), config.code_width, dtype=dtype, rngs=rngs
-            )
-            self.shortcut_out = shortcut(
-                config.code_width, patch_channels(config.compression), dtype=dtype, rngs=rngs
-            )
+        if self.has_shortcut:
+            pixels = patch_channels(config.compression)
+            self.shortcut_in = linear_shortcut(pixels, config.code_width, dtype=dtype, rngs=rngs)
+            self.shortcut_out = linear_shortcut(config.code_width, pixels, dtype=dtype, rngs=rngs)
+        self.quantizer = QUANTIZERS[config.quantizer](config, rngs=rngs)
 
-        trained = config.quantizer == "gradient"
-        self.codes = (
-            nnx.Param(jax.random.normal(rngs.params(), (config.codes, config.code_width)))
-            if trained
-            else None
-        )
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether a linear shortcut runs around the network: unless it is the paper's."""
+        return self.patch != (1, 1, 1)
 
-    def encode(self, video: jax.Array, past: Past | None = None) -> jax.Array:
+    def tokenize(self, video: jax.Array) -> jax.Array:
+        """Video in [-0.5, 0.5], [B, F, H, W, 3] -> tokens, int32 [B, T, H, W]."""
+        return self.quantizer.tokenize(self.encode(video))
+
+    def decode_tokens(self, tokens: jax.Array) -> jax.Array:
+        """Tokens [B, T, H, W] -> video, float32 [B, F, H, W, 3]."""
+        return self.decode(self.quantizer.lookup(tokens))
+
+    def encode(self, video: jax.Array, state: CausalConvState | None = None) -> jax.Array:
         """Video in [-0.5, 0.5], [B, F, H, W, 3] -> features before quantization, float32 [B, T, H,
         W, E].
 
-        A causal tokenizer takes a past where the video is a piece of a stream; see streaming.py.
+        A causal tokenizer takes a state where the video is a part of a longer one; see
+        streaming.py.
         """
-        past = self._past(past)
+        state = self._state(state)
         video = constrain(video, "batch", None, None, None, None)
-        features = self.to_features(self.encoder(fold_patches(video, self.patch, past), past))
-        if self.patch != (1, 1, 1):
-            features = self.shortcut_in(self.whole_patches(video, past)) + CORRECTION * features
+        features = self.to_features(self.encoder(patchify(video, self.patch, state), state))
+        if self.has_shortcut:
+            features = self.shortcut_in(self.token_patches(video, state)) + CORRECTION * features
         return constrain(features.astype(jnp.float32), "batch", None, None, None, None)
 
-    def decode(self, embeddings: jax.Array, past: Past | None = None) -> jax.Array:
+    def decode(self, embeddings: jax.Array, state: CausalConvState | None = None) -> jax.Array:
         """Embeddings [B, T, H, W, E] -> video, float32 [B, F, H, W, 3], near [-0.5, 0.5] but not
         clipped to it.
         """
-        past = self._past(past)
+        state = self._state(state)
         embeddings = constrain(embeddings, "batch", None, None, None, None)
-        video = unfold_patches(
-            self.decoder(self.from_embeddings(embeddings), past), self.patch, past
-        )
-        if self.patch != (1, 1, 1):
-            video = (
-                unfold_patches(self.shortcut_out(embeddings), self.compression, past)
-                + CORRECTION * video
-            )
+        video = unpatchify(self.decoder(self.from_embeddings(embeddings), state), self.patch, state)
+        if self.has_shortcut:
+            shortcut = unpatchify(self.shortcut_out(embeddings), self.compression, state)
+            video = shortcut + CORRECTION * video
         return constrain(video.astype(jnp.float32), "batch", None, None, None, None)
 
-    def whole_patches(self, video: jax.Array, past: Past | None = None) -> jax.Array:
+    def token_patches(self, video: jax.Array, state: CausalConvState | None = None) -> jax.Array:
         """Video [B, F, H, W, 3] -> the pixels that each token stands for, [B, T, H, W, P]."""
-        return fold_patches(video, self.compression, self._past(past))
+        return patchify(video, self.compression, self._state(state))
 
-    def _past(self, past: Past | None) -> Past | None:
-        return Past() if self.causal and past is None else past
-
-
-def encode_to_codes(
-    tokenizer: Tokenizer, codebook: quantizers.Codebook, video: jax.Array
-) -> jax.Array:
-    """Video in [-0.5, 0.5], [B, F, H, W, 3] -> code indices, int32 [B, T, H, W]."""
-    return quantizers.nearest_codes(own_codes(tokenizer, codebook), tokenizer.encode(video))
+    def _state(self, state: CausalConvState | None) -> CausalConvState | None:
+        return CausalConvState() if self.causal and state is None else state
 
 
-def decode_codes(
-    tokenizer: Tokenizer, codebook: quantizers.Codebook, codes: jax.Array
-) -> jax.Array:
-    """Code indices [B, T, H, W] -> video, float32 [B, F, H, W, 3]."""
-    return tokenizer.decode(quantizers.lookup(own_codes(tokenizer, codebook), codes))
+def tokenizer_hash(variables: nnx.State) -> str:
+    """Names a tokenizer by its content: two of the same hash give the same tokens and pixels.
 
-
-def own_codes(tokenizer: Tokenizer, codebook: quantizers.Codebook) -> quantizers.Codebook:
-    """The codebook with the embeddings that are parameters of the tokenizer, where they are."""
-    return (
-        codebook if tokenizer.codes is None else codebook.replace(embeddings=tokenizer.codes[...])
-    )
-
-
-def tokenizer_hash(params: nnx.State, codebook: quantizers.Codebook) -> str:
-    """Names a tokenizer by content: two of the same hash give the same codes."""
-    return content_hash({"params": params, "codes": codebook.embeddings})
+    Args:
+        variables: of a `Tokenizer`, its state (such as running counts) included or not; only the
+            parameters, the codebook and the statistics of BatchNorms count.
+    """
+    return hash_arrays(earlier_tokenizers.hashed_tree(variables))
 
 
 def level_strides(compression: Size, patch: Size) -> tuple[Size, ...]:
     """Strides of each level, first to last, in the encoder and in the decoder alike.
 
-    An axis that is compressed by the patch times 2^n is strided in the first n levels (official
+    An axis whose compression is 2^n times its patch is strided in the first n levels (official
     rule, mebt/vqgan.py:282 and :323: the decoder does not run the encoder's levels backwards). If
-    nothing is left to stride, one level without stride remains, so that the network keeps its
+    no axis has to be strided, one level without stride remains, so that the network keeps its
     residual blocks.
     """
     halvings = [(total // p).bit_length() - 1 for total, p in zip(compression, patch)]
@@ -158,21 +157,22 @@ def level_strides(compression: Size, patch: Size) -> tuple[Size, ...]:
     return tuple(tuple(2 if n > level else 1 for n in halvings) for level in range(levels))
 
 
-def fold_patches(video: jax.Array, patch: Size, past: Past | None = None) -> jax.Array:
+def patchify(video: jax.Array, patch: Size, state: CausalConvState | None = None) -> jax.Array:
     """Space to depth: [B, F, H, W, C] -> [B, F/pf, H/ph, W/pw, pf*ph*pw*C].
 
-    Where a past begins, the first frame fills a patch of its own: 1 + pf * n frames become 1 + n.
+    At the start of a causal video the first frame fills a patch of its own: 1 + pf * n frames
+    become 1 + n.
     """
     pf, ph, pw = patch
-    video = video if past is None else past.lead(video, first=pf - 1, later=0)
+    video = video if state is None else state.prepend(video, first=pf - 1, later=0)
     return rearrange(video, "b (f pf) (h ph) (w pw) c -> b f h w (pf ph pw c)", pf=pf, ph=ph, pw=pw)
 
 
-def unfold_patches(x: jax.Array, patch: Size, past: Past | None = None) -> jax.Array:
-    """Depth to space, the inverse of `fold_patches`."""
+def unpatchify(x: jax.Array, patch: Size, state: CausalConvState | None = None) -> jax.Array:
+    """Depth to space, the inverse of `patchify`."""
     pf, ph, pw = patch
     video = rearrange(x, "b f h w (pf ph pw c) -> b (f pf) (h ph) (w pw) c", pf=pf, ph=ph, pw=pw)
-    return video[:, pf - 1 :] if past is not None and past.begins else video
+    return video[:, pf - 1 :] if state is not None and state.is_first else video
 
 
 class Encoder(nnx.Module):
@@ -200,12 +200,12 @@ class Encoder(nnx.Module):
                 for i, s in enumerate(strides)
             ]
         )
-        self.norm = make_norm(norm, hidden * 2 ** len(strides), dtype=dtype, rngs=rngs)
+        self.norm = NORMS[norm](hidden * 2 ** len(strides), dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, past: Past | None) -> jax.Array:
-        x = self.first(x, past)
+    def __call__(self, x: jax.Array, state: CausalConvState | None) -> jax.Array:
+        x = self.first(x, state)
         for level in self.levels:
-            x = level.refine(level.down(x, past), past)
+            x = level(x, state)
         return jax.nn.silu(self.norm(x))
 
 
@@ -226,7 +226,7 @@ class Decoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         levels = len(strides)
-        self.norm = make_norm(norm, hidden * 2**levels, dtype=dtype, rngs=rngs)
+        self.norm = NORMS[norm](hidden * 2**levels, dtype=dtype, rngs=rngs)
         # Note: the first level keeps its channels, the last ends at 2 * hidden (mebt/vqgan.py:330).
         self.levels = nnx.List(
             [
@@ -245,11 +245,11 @@ class Decoder(nnx.Module):
             2 * hidden, patch_channels(patch), (3, 3, 3), dtype=dtype, gain=gain, rngs=rngs
         )
 
-    def __call__(self, x: jax.Array, past: Past | None) -> jax.Array:
+    def __call__(self, x: jax.Array, state: CausalConvState | None) -> jax.Array:
         x = jax.nn.silu(self.norm(x))
         for level in self.levels:
-            x = level.refine2(level.refine1(level.up(x, past), past), past)
-        return self.last(x, past)
+            x = level(x, state)
+        return self.last(x, state)
 
 
 class DownLevel(nnx.Module):
@@ -271,6 +271,10 @@ class DownLevel(nnx.Module):
         )
         self.refine = ResidualBlock(outputs, kernel, norm, dtype=dtype, rngs=rngs)
 
+    def __call__(self, x: jax.Array, state: CausalConvState | None) -> jax.Array:
+        """[B, F, H, W, inputs] -> [B, F/s, H/s, W/s, outputs]."""
+        return self.refine(self.down(x, state), state)
+
 
 class UpLevel(nnx.Module):
     """A (strided) transposed convolution and two residual blocks."""
@@ -291,47 +295,56 @@ class UpLevel(nnx.Module):
         self.refine1 = ResidualBlock(outputs, (3, 3, 3), norm, dtype=dtype, rngs=rngs)
         self.refine2 = ResidualBlock(outputs, (3, 3, 3), norm, dtype=dtype, rngs=rngs)
 
+    def __call__(self, x: jax.Array, state: CausalConvState | None) -> jax.Array:
+        """[B, F, H, W, inputs] -> [B, F*s, H*s, W*s, outputs]."""
+        return self.refine2(self.refine1(self.up(x, state), state), state)
+
 
 class ResidualBlock(nnx.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), all of one width."""
 
     def __init__(self, channels: int, kernel: Size, norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.norm1 = make_norm(norm, channels, dtype=dtype, rngs=rngs)
+        self.norm1 = NORMS[norm](channels, dtype=dtype, rngs=rngs)
         self.conv1 = SameConv3d(channels, channels, kernel, dtype=dtype, rngs=rngs)
-        self.norm2 = make_norm(norm, channels, dtype=dtype, rngs=rngs)
+        self.norm2 = NORMS[norm](channels, dtype=dtype, rngs=rngs)
         self.conv2 = SameConv3d(channels, channels, kernel, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, past: Past | None) -> jax.Array:
-        def half(norm: nnx.Module, conv: SameConv3d, x: jax.Array) -> jax.Array:
-            norm = norm.for_batch(x) if isinstance(norm, BatchNorm) else norm
-            convolved = lambda x: conv(jax.nn.silu(norm(x)), past)  # noqa: E731
-            if past is not None:
-                return convolved(x)  # a checkpoint would not let out what the layers tell the past
-            # The way back makes norm, silu and padding anew, which costs little, and not the
-            # convolution, since its gradients need its input alone: one array is kept where there
-            # would be three or four.
-            return jax.checkpoint(convolved)(x)
+    def __call__(self, x: jax.Array, state: CausalConvState | None) -> jax.Array:
+        hidden = _norm_silu_conv(self.norm1, self.conv1, x, state)
+        return x + _norm_silu_conv(self.norm2, self.conv2, hidden, state)
 
-        return x + half(self.norm2, self.conv2, half(self.norm1, self.conv1, x))
+
+def _norm_silu_conv(
+    norm: nnx.Module, conv: SameConv3d, x: jax.Array, state: CausalConvState | None
+) -> jax.Array:
+    normalize = norm.for_batch(x)
+
+    def convolve(x: jax.Array) -> jax.Array:
+        return conv(jax.nn.silu(normalize(x)), state)
+
+    if state is not None:
+        return convolve(x)  # a checkpoint would not let out the frames that the state collects
+    # The backward pass computes norm, silu and padding again, which costs little, and not the
+    # convolution, whose gradients need its input alone. So one array is kept, and not three or
+    # four.
+    return jax.checkpoint(convolve)(x)
 
 
 def level_kernel(strides: Size, kernel: Size) -> Size:
-    """Kernel size of a level's own convolution: 4 on all axes if any is strided (official), else
-    that of its blocks.
+    """Kernel size of the convolution that changes the resolution: 4 on all axes if any is strided
+    (official), otherwise that of the level's residual blocks.
     """
     return kernel if strides == (1, 1, 1) else (4, 4, 4)
 
 
-def shortcut(inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """Linear map that starts as a partial isometry: it neither shrinks nor swells what it passes
-    on.
-    """
+def linear_shortcut(inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """Linear map that starts as a partial isometry, which keeps lengths."""
     return nnx.Linear(
         inputs, outputs, kernel_init=nnx.initializers.orthogonal(), dtype=dtype, rngs=rngs
     )
 
 
 def patch_channels(patch: Size) -> int:
-    """Channels of a video folded by `patch`."""
+    """Channels of a video after `patchify`."""
     pf, ph, pw = patch
     return pf * ph * pw * COLOURS

@@ -1,8 +1,9 @@
-"""Videos of any length through a causal tokenizer, piece by piece at constant memory; the whole at
-once gives the same.
+"""Videos of any length through a causal tokenizer, part by part at constant memory; the result is
+that of the whole video at once.
 
-The state between two pieces is the last frames that each causal layer saw (`convolutions.Past`).
-The first piece has 1 + n * compression[0] frames, any later one a multiple of compression[0].
+The state between two parts is the last frames that each causal layer saw
+(`convolutions.CausalConvState`). The first part has 1 + n * compression[0] frames, any later one a
+multiple of compression[0].
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,40 +11,38 @@ from typing import Any
 
 import jax
 
-from mebt_jax.nn.convolutions import Past
-from mebt_jax.tokenizer import quantizers
-from mebt_jax.tokenizer.autoencoder import Tokenizer, own_codes
+from mebt_jax.nn.convolutions import CausalConvState
+from mebt_jax.tokenizer.autoencoder import Tokenizer
 
-Frames = tuple[jax.Array, ...]  # `Past.after` of a piece, [B, f, h, w, c] each
+# `CausalConvState.next_frames` after a part, [B, f, h, w, c] each; None before the first part.
+Frames = tuple[jax.Array, ...] | None
 
 
-def encode_piece(
-    tokenizer: Tokenizer, codebook: quantizers.Codebook, video: jax.Array, before: Frames | None
-) -> tuple[jax.Array, Frames]:
-    """Frames [B, F, H, W, 3] in [-0.5, 0.5] and the state before them (None: they are the first) ->
-    codes [B, T, H, W], state.
+def encode_part(tokenizer: Tokenizer, video: jax.Array, frames: Frames) -> tuple[jax.Array, Frames]:
+    """Video [B, F, H, W, 3] in [-0.5, 0.5] and the state before it -> tokens [B, T, H, W] and the
+    state after it.
     """
-    past = Past(before)
-    codes = quantizers.nearest_codes(own_codes(tokenizer, codebook), tokenizer.encode(video, past))
-    return codes, tuple(past.after)
+    state = CausalConvState(frames)
+    tokens = tokenizer.quantizer.tokenize(tokenizer.encode(video, state))
+    return tokens, tuple(state.next_frames)
 
 
-def decode_piece(
-    tokenizer: Tokenizer, codebook: quantizers.Codebook, codes: jax.Array, before: Frames | None
+def decode_part(
+    tokenizer: Tokenizer, tokens: jax.Array, frames: Frames
 ) -> tuple[jax.Array, Frames]:
-    """Codes [B, T, H, W] and the state before them -> frames, float32 [B, F, H, W, 3], and the
-    state.
+    """Tokens [B, T, H, W] and the state before them -> video, float32 [B, F, H, W, 3], and the
+    state after them.
     """
-    past = Past(before)
-    video = tokenizer.decode(quantizers.lookup(own_codes(tokenizer, codebook), codes), past)
-    return video, tuple(past.after)
+    state = CausalConvState(frames)
+    video = tokenizer.decode(tokenizer.quantizer.lookup(tokens), state)
+    return video, tuple(state.next_frames)
 
 
 def stream(
-    step: Callable[[Any, Frames | None], tuple[Any, Frames]], pieces: Iterable[Any]
+    step: Callable[[Any, Frames], tuple[Any, Frames]], parts: Iterable[Any]
 ) -> Iterator[Any]:
-    """What `step` (one of the above, jitted) makes of each piece, one after the other."""
+    """Results of `step` (one of the above, jitted) for each part, one after the other."""
     state = None
-    for piece in pieces:
-        made, state = step(piece, state)
-        yield made
+    for part in parts:
+        result, state = step(part, state)
+        yield result

@@ -22,15 +22,15 @@ def test_the_programs_are_those_of_a_run_and_count_what_decoding_costs():
     config = from_config_dict(tiny_config())
     made = {
         step: programs.programs(step, config, jax.devices())
-        for step in ("transformer", "tokenizer", "sample")
+        for step in ("prior", "tokenizer", "sample")
     }
-    for step in ("transformer", "tokenizer"):
+    for step in ("prior", "tokenizer"):
         (one,) = made[step]
         assert one.clips == 8 and 0 < one.useful_flops <= one.flops
-    plan = build_plan(config.sample, 32)
+    plan = build_plan(config.decoding, 32)
     passes = made["sample"][:-1]
     assert sum(one.turns for one in passes) == plan.num_passes
-    expected = 8 * plan_flops(config.transformer, config.tokenizer.codes, plan)
+    expected = 8 * plan_flops(config.backbone, config.tokenizer.codebook_size, plan)
     assert sum(one.useful_flops * one.turns for one in passes) == expected
     # The program itself also makes the keys and values of what it commits, in whole blocks.
     assert sum(one.flops * one.turns for one in passes) == pytest.approx(expected, rel=0.25)
@@ -40,9 +40,7 @@ def test_the_programs_are_those_of_a_run_and_count_what_decoding_costs():
 def test_state_that_is_split_takes_its_share():
     config = from_config_dict(tiny_config())
     whole, split = (
-        programs.transformer_step(config, mesh_lib.make_mesh(mesh, jax.devices()[:4]))[
-            0
-        ].resident_bytes
+        programs.prior_step(config, mesh_lib.make_mesh(mesh, jax.devices()[:4]))[0].resident_bytes
         for mesh in (config.mesh, from_config_dict(tiny_config(mesh__data=1, mesh__fsdp=4)).mesh)
     )
     assert whole / 4 < split < 0.6 * whole  # small arrays are not split
@@ -60,7 +58,7 @@ def report(*arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["transformer", "tokenizer", "sample"])
+@pytest.mark.parametrize("step", ["prior", "tokenizer", "sample"])
 def test_every_step_compiles_for_a_tpu(step):
     pytest.importorskip("libtpu")
     status, output = report("--config=tests/tiny_config.py", "--topology=v5e:2x2", f"--step={step}")
@@ -82,15 +80,13 @@ def test_what_does_not_fit_leaves_with_one_and_a_mend():
     status, output = report(
         "--config=tests/tiny_config.py",
         "--topology=v5e:2x2",
-        "--config.tokenizer.codes=262144",
+        "--config.tokenizer.codebook_size=262144",
         "--config.data.resolution=128",
         "--config.data.frames=8",
-        "--config.transformer.loss_block=2048",
-        "--config.transformer.training.batch_size=128",
+        "--config.method.loss_block=2048",
+        "--config.prior.training.batch_size=128",
     )
-    assert status == 1 and "raise config.transformer.training.accumulation up to 32" in output, (
-        output
-    )
+    assert status == 1 and "raise config.prior.training.microbatches up to 32" in output, output
 
 
 @pytest.mark.slow

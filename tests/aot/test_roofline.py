@@ -9,7 +9,7 @@ from mebt_jax.errors import UserError
 V5E = chips.of_topology("v5e:4x4")
 
 
-def program(clips, data, fsdp, sequence, resident, field="config.transformer.training.batch_size"):
+def program(clips, data, fsdp, sequence, resident, field="config.prior.training.batch_size"):
     mesh = types.SimpleNamespace(
         shape={"data": data, "fsdp": fsdp, "sequence": sequence}, size=data * fsdp * sequence
     )
@@ -19,22 +19,25 @@ def program(clips, data, fsdp, sequence, resident, field="config.transformer.tra
 
 
 @pytest.mark.parametrize(
-    ("asked", "mend"),
+    ("settings", "fix"),
     [
         ((16, 16, 1, 1, 12e9), "set config.mesh.data=1 and config.mesh.fsdp=16"),
-        ((48, 16, 1, 1, 1e9), "raise config.transformer.training.accumulation up to 3"),
+        ((48, 16, 1, 1, 1e9), "raise config.prior.training.microbatches up to 3"),
         ((48, 16, 1, 1, 1e9, "config.sample.batch_size"), "lower config.sample.batch_size"),
         ((16, 16, 1, 1, 1e9), "set config.mesh.sequence=2"),
     ],
 )
-def test_what_does_not_fit_says_what_to_change(asked, mend):
-    error = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
-    sentence = roofline.what_to_change(program(*asked), V5E, error)
-    assert mend in sentence and "needs 20.50G of 15.75G" in sentence and "\n" not in sentence
+def test_what_does_not_fit_says_what_to_change(settings, fix):
+    error = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
+        "hbm. Used 20.50G of 15.75G hbm."
+    )
+    sentence = roofline.what_to_change(program(*settings), V5E, error)
+    assert fix in sentence and "needs 20.50G of 15.75G" in sentence and "\n" not in sentence
 
 
 def test_the_time_is_that_of_the_slower_resource_and_the_network():
-    one = roofline.Report(
+    report = roofline.Report(
         "step",
         16,
         V5E,
@@ -48,12 +51,12 @@ def test_the_time_is_that_of_the_slower_resource_and_the_network():
         sent={"all-reduce": 20e9},
         between_slices=0.0,
     )
-    assert one.seconds == pytest.approx(1.1)
-    assert one.utilization == pytest.approx(0.5 / 1.1)
-    assert roofline.clips_per_second([one]) == pytest.approx(48 / 1.1)
+    assert report.seconds == pytest.approx(1.1)
+    assert report.utilization == pytest.approx(0.5 / 1.1)
+    assert roofline.clips_per_second([report]) == pytest.approx(48 / 1.1)
     assert (
-        one.parts["interconnect"]
-        < dataclasses.replace(one, between_slices=20e9).parts["interconnect"]
+        report.parts["interconnect"]
+        < dataclasses.replace(report, between_slices=20e9).parts["interconnect"]
     )
 
 

@@ -1,6 +1,4 @@
-"""The start of the `modern` flavour: heads look where they are told, values pass through, and like
-codes are alike.
-"""
+"""The local start: heads look at neighbours, values pass through, similar tokens start alike."""
 
 import dataclasses
 
@@ -11,19 +9,21 @@ import pytest
 from flax import nnx
 
 from configs.base import get_config
+from mebt_jax.backbones.interface import TokenGrid
 from mebt_jax.backbones.mebt import initialization
+from mebt_jax.backbones.mebt.mebt_config import FLAVOURS
 from mebt_jax.backbones.mebt.model import MeBT
 from mebt_jax.config import from_config_dict
 from mebt_jax.nn import rotary
 
 GRID, HEADS, HEAD_WIDTH = (4, 5, 6), 3, 24
 CONFIG = dataclasses.replace(
-    from_config_dict(get_config()).transformer,
+    from_config_dict(get_config()).backbone,
     layers=("encode", "latent", "decode") * 2,
     heads=HEADS,
     width=HEADS * HEAD_WIDTH,
-    latents=120,
-    flavour="modern",
+    num_latents=120,
+    **FLAVOURS["modern"],
     dtype="float32",
 )
 CODEBOOK = (
@@ -37,9 +37,7 @@ CODEBOOK = (
 
 @pytest.fixture(scope="module")
 def model():
-    model = MeBT(CONFIG, num_codes=7, grid=GRID, rngs=nnx.Rngs(0))
-    initialization.start_locally(model, CODEBOOK, jax.random.key(1))
-    return model
+    return MeBT.create(CONFIG, TokenGrid(7, GRID, CODEBOOK), jax.random.key(1))
 
 
 def test_each_decode_head_looks_at_its_own_neighbour(model):
@@ -52,12 +50,13 @@ def test_each_decode_head_looks_at_its_own_neighbour(model):
             lambda x: x[repeat], nnx.to_pure_dict(nnx.state(model.stacks[0].blocks[2], nnx.Param))
         )
         query = rotary.rotate(
-            block["query"]["bias"].reshape(1, 1, HEADS, HEAD_WIDTH),
+            block["attention"]["query"]["bias"].reshape(1, 1, HEADS, HEAD_WIDTH),
             rotary.token_angles(centre, GRID, HEAD_WIDTH),
         )
         key = rotary.rotate(
             jnp.broadcast_to(
-                block["key"]["bias"].reshape(1, 1, HEADS, HEAD_WIDTH), (1, 120, HEADS, HEAD_WIDTH)
+                block["attention"]["key"]["bias"].reshape(1, 1, HEADS, HEAD_WIDTH),
+                (1, 120, HEADS, HEAD_WIDTH),
             ),
             tokens,
         )
@@ -76,19 +75,23 @@ def test_each_decode_head_looks_at_its_own_neighbour(model):
 def test_values_pass_through_and_every_layer_differs(model):
     for block in model.stacks[0].blocks:
         for repeat in range(2):
-            through = block.value.kernel[...][repeat] @ block.output.kernel[...][repeat]
+            attention = block.attention
+            through = attention.value.kernel[...][repeat] @ attention.output.kernel[...][repeat]
             np.testing.assert_allclose(through, np.eye(HEADS * HEAD_WIDTH), atol=1e-5)
-        assert not np.allclose(block.value.kernel[...][0], block.value.kernel[...][1], atol=0.1)
+        first, second = block.attention.value.kernel[...]
+        assert not np.allclose(first, second, atol=0.1)
 
 
-def test_codes_that_look_alike_start_alike():
-    looks = np.asarray(initialization.code_looks(CODEBOOK, 64, jax.random.key(0)))
-    distances = np.linalg.norm(looks[:, None] - looks, axis=-1) + np.where(np.eye(7), np.inf, 0)
+def test_tokens_with_similar_codebook_entries_start_alike():
+    projected = np.asarray(initialization.project_codebook(CODEBOOK, 64, jax.random.key(0)))
+    distances = np.linalg.norm(projected[:, None] - projected, axis=-1) + np.where(
+        np.eye(7), np.inf, 0
+    )
     assert np.unravel_index(distances.argmin(), distances.shape) in ((1, 2), (2, 1)) and np.mean(
-        looks**2
+        projected**2
     ) == pytest.approx(1)
 
 
 def test_the_shapes_of_the_parameters_stay(model):
-    before = nnx.eval_shape(lambda: MeBT(CONFIG, num_codes=7, grid=GRID, rngs=nnx.Rngs(0)))
+    before = nnx.eval_shape(lambda: MeBT(CONFIG, TokenGrid(7, GRID), rngs=nnx.Rngs(0)))
     assert jax.tree.map(jnp.shape, nnx.state(model)) == jax.tree.map(jnp.shape, nnx.state(before))

@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from configs import base
-from mebt_jax.config import Config, from_config_dict
+from mebt_jax.config import Config, default_config, from_config_dict
+from mebt_jax.data.builder import RecordSettings
 
 CODECS = {
     ".mp4": "libx264",
@@ -70,12 +70,32 @@ def make_config():
     """
 
     def make(**fields) -> Config:
-        config = base.get_config()
+        config = default_config()
         config.data.update(
             dict(resolution=16, frames=8, record_frames=24, train_clips=64, validation_clips=16)
             | fields
         )
         return from_config_dict(config)
+
+    return make
+
+
+@pytest.fixture
+def record_settings():
+    """record_settings(path, span=..., ...): records of at most 12 frames for clips of 5."""
+
+    def make(path, **fields) -> RecordSettings:
+        values = dict(
+            source="folder",
+            path=str(path),
+            resolution=16,
+            jpeg_quality=95,
+            record_frames=12,
+            span=5,
+            validation_fraction=0.25,
+            seed=0,
+        )
+        return RecordSettings(**values | fields)
 
     return make
 

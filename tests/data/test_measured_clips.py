@@ -1,9 +1,9 @@
-"""The clips that numbers are measured on: one of each video, each once, in no order of classes."""
+"""The clips that are measured: one of each video, in an order that mixes classes."""
 
 import numpy as np
 import pytest
 
-from mebt_jax.data import measured_clips, pipeline, preparation, sources
+from mebt_jax.data import measured_clips, pipeline, record_folders, sources
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +37,19 @@ def test_a_long_video_gives_one_clip_of_one_of_its_records(tmp_path, make_config
         source="folder", path=str(tmp_path / "videos"), jpeg_quality=0, record_frames=20
     )
     sources.prepare(config, tmp_path / "run")
-    used = preparation.read_manifest(sources.records_folder(config, tmp_path / "run"))["used"]
+    used = record_folders.read_manifest(sources.records_folder(config, tmp_path / "run"))["used"]
     opened = sources.open_sources(config, tmp_path / "run")
     assert len(opened.train) > len(used["train"])
-    found = {}
+    first_clips = {}
     for split in ("train", "validation"):
         clips = measured_clips.open_clips(config, tmp_path / "run", split)
         assert len(clips) == len(used[split])
         for i, name in enumerate(sorted(used[split], key=measured_clips.order_key)):
-            found[name] = clips[i]["video"]
+            first_clips[name] = clips[i]["video"]
     for v, frames in lengths.items():
         start = measured_clips.start_of(f"{v}.mkv", frames - 7)
         np.testing.assert_array_equal(
-            found[f"{v}.mkv"][:, 0, 0, 0], 4 * np.arange(start, start + 8) + v
+            first_clips[f"{v}.mkv"][:, 0, 0, 0], 4 * np.arange(start, start + 8) + v
         )
     assert measured_clips.real_split(config, tmp_path / "run") == "validation"
 

@@ -1,4 +1,4 @@
-"""Fetching the files of a set from hosts of our own that are gone, break off, or give another
+"""Downloading the archives of a set from local hosts that are gone, break off, or send another
 file.
 """
 

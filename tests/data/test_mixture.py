@@ -1,4 +1,4 @@
-"""Several sources in one config: shares, order, held-out clips, images, tokens and manifests."""
+"""Several sources in one config: weights, order, held-out clips, images, tokens and manifests."""
 
 import dataclasses
 import json
@@ -112,23 +112,23 @@ def test_every_layout_of_processes_sees_the_same_mixture_and_goes_on_with_it(mix
     config, workdir = mixture
     opened = sources.open_sources(config, workdir, images=True)
 
-    def batches(share):
-        return take(pipeline.train_batches(opened, config, 6, share), 9)
+    def batches(shard):
+        return take(pipeline.train_batches(opened, config, 6, shard), 9)
 
     whole = batches(pipeline.WHOLE)
     resumed = pipeline.train_batches(opened, config, 6)
     resumed.set_state({"next_clip": 24})
     rest = take(resumed, 5)
-    for one, other in zip(whole[4:], rest, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for expected, batch in zip(whole[4:], rest, strict=True):
+        np.testing.assert_array_equal(batch, expected)
     assert [video.shape[1] for video in whole].count(1) == 3  # two of six parts are images
     for video in whole:
         assert (video.shape[1:] == (1, 16, 16, 3) and video.min() >= 200) or (
             video.shape[1:] == (8, 16, 16, 3) and video.max() < 200
         )
     for hosts in (2, 3):
-        shares = [batches(((host,), hosts)) for host in range(hosts)]
-        for video, rows in zip(whole, zip(*shares, strict=True), strict=True):
+        shards = [batches(((host,), hosts)) for host in range(hosts)]
+        for video, rows in zip(whole, zip(*shards, strict=True), strict=True):
             np.testing.assert_array_equal(np.concatenate(rows), video)
 
 
@@ -182,11 +182,10 @@ def test_the_manifest_and_the_check_cover_every_source(mixture, capsys):
 
 
 def test_what_a_mixture_cannot_be_is_one_sentence(make_config):
-    from configs import base
-    from mebt_jax.config import from_config_dict
+    from mebt_jax.config import default_config, from_config_dict
 
     def build(parts, **fields):
-        config = base.get_config()
+        config = default_config()
         config.data.update(
             dict(
                 mixture=tuple(

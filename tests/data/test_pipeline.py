@@ -85,26 +85,26 @@ def test_the_seed_decides_the_order(ramps, make_config):
     other = make_config(
         source="folder", path=config.data.path, resolution=32, frame_stride=2, seed=1
     )
-    one, same, another = (
+    first, same, another = (
         take(pipeline.train_batches(opened, c, 4), 2) for c in (config, config, other)
     )
-    np.testing.assert_array_equal(one, same)
-    assert (np.array(one) != np.array(another)).any()
+    np.testing.assert_array_equal(first, same)
+    assert (np.array(first) != np.array(another)).any()
 
 
 @pytest.mark.parametrize("hosts", [2, 3])
-def test_the_shares_of_the_hosts_make_up_the_global_batch(make_config, tmp_path, hosts):
+def test_the_shards_of_the_hosts_make_up_the_global_batch(make_config, tmp_path, hosts):
     config = make_config()
     opened = sources.open_sources(config, tmp_path)
 
-    def batches(share):
+    def batches(shard):
         return (
-            take(pipeline.train_batches(opened, config, 12, share), 3),
-            [batch["video"] for batch in pipeline.validation_batches(opened, config, 12, 2, share)],
+            take(pipeline.train_batches(opened, config, 12, shard), 3),
+            [batch["video"] for batch in pipeline.validation_batches(opened, config, 12, 2, shard)],
         )
 
     whole = batches(pipeline.WHOLE)
-    shares = [
+    shards = [
         batches(((host, host + hosts), 2 * hosts)) for host in range(hosts)
     ]  # two parts each, not side by side
     order = np.argsort(
@@ -115,12 +115,12 @@ def test_the_shares_of_the_hosts_make_up_the_global_batch(make_config, tmp_path,
     for part in (0, 1):
         joined = [
             np.concatenate(rows)[order]
-            for rows in zip(*(share[part] for share in shares), strict=True)
+            for rows in zip(*(shard[part] for shard in shards), strict=True)
         ]
         np.testing.assert_array_equal(joined, whole[part])
 
 
-def test_a_host_reads_its_share_alone():
+def test_a_host_reads_its_shard_alone():
     read = []
 
     class Watched:
@@ -131,15 +131,15 @@ def test_a_host_reads_its_share_alone():
             read.append(int(index))
             return {"video": np.int32(index)}
 
-    shared = pipeline.shared(grain.MapDataset.source(Watched()), 8, ((1, 2), 4))
+    batches = pipeline.sharded(grain.MapDataset.source(Watched()), 8, ((1, 2), 4))
     np.testing.assert_array_equal(
-        [shared[batch]["video"] for batch in range(len(shared))],
+        [batches[batch]["video"] for batch in range(len(batches))],
         [[2, 3, 4, 5], [10, 11, 12, 13], [18, 19, 20, 21]],
     )
     assert {*read} == {2, 3, 4, 5, 10, 11, 12, 13, 18, 19, 20, 21}
 
 
-def test_a_batch_that_hosts_cannot_share_raises(make_config, tmp_path):
+def test_a_batch_that_does_not_divide_over_the_hosts_raises(make_config, tmp_path):
     config = make_config()
     with pytest.raises(UserError, match="4 parts"):
         pipeline.train_batches(sources.open_sources(config, tmp_path), config, 6, ((0,), 4))
@@ -150,11 +150,11 @@ def test_a_data_set_smaller_than_a_batch_works(make_config, tmp_path):
     opened = sources.open_sources(config, tmp_path)
     assert take(pipeline.train_batches(opened, config, 8), 1)[0].shape[0] == 8
     (batch,) = pipeline.validation_batches(opened, config, 5, 4)
-    found = [
+    indices = [
         [(clip == record["video"]).all() for record in opened.validation].index(True)
         for clip in batch["video"]
     ]
-    assert sorted(found)[:2] == [0, 0] and sorted(found)[-2:] == [1, 1]
+    assert sorted(indices)[:2] == [0, 0] and sorted(indices)[-2:] == [1, 1]
 
 
 @pytest.mark.parametrize("records", [20, 2 * pipeline.FEW_RECORDS])

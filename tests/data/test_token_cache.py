@@ -5,39 +5,44 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mebt_jax.data import pipeline, preparation, sources, token_cache
+from mebt_jax.data import pipeline, record_folders, sources, token_cache
 from mebt_jax.errors import UserError
 from mebt_jax.stages import data as data_stage
 
 
 def pointwise(video):
-    """A tokenizer of compression (4, 8, 8) whose codes follow from one place alone."""
+    """A tokenizer of compression (4, 8, 8) in which a code depends on its own patch alone."""
     first = video.astype(np.int32)[:, ::4, ::8, ::8, 0]
     return first + video[:, 3::4, ::8, ::8, 0]
 
 
 def wide(video):
-    """One whose codes follow from the whole clip."""
+    """A tokenizer in which every code depends on the whole clip."""
     return pointwise(video) + video.astype(np.int32).sum((1, 2, 3, 4))[:, None, None, None] % 1000
 
 
 @pytest.mark.parametrize(
-    "windows, latents, period",
+    "windows, latent_frames, period",
     [(1, 2, 4), (3, 2, 4), (17, 2, 4), (40, 5, 4), (50, 4, 16), (9, 1, 1)],
 )
-def test_the_windows_fill_each_row_once_and_from_the_right_frames(windows, latents, period):
+def test_the_windows_fill_each_row_once_and_from_the_right_frames(windows, latent_frames, period):
     rows = []  # frame at which the latent frame of each row begins
-    for window in token_cache.windows_of(windows, latents, period):
+    for window in token_cache.windows_of(windows, latent_frames, period):
         assert (
             window.row == len(rows)
             and 0 <= window.start < windows
-            and 0 <= window.first < window.end <= latents
+            and 0 <= window.first < window.end <= latent_frames
         )
         rows += [window.start + period * i for i in range(window.first, window.end)]
-    record = {"codes": np.array(rows), "windows": windows, "latents": latents, "period": period}
+    record = {
+        "codes": np.array(rows),
+        "windows": windows,
+        "latent_frames": latent_frames,
+        "period": period,
+    }
     for start in range(windows):
         np.testing.assert_array_equal(
-            token_cache.cut_codes(record, start), start + period * np.arange(latents)
+            token_cache.cut_codes(record, start), start + period * np.arange(latent_frames)
         )
 
 
@@ -55,9 +60,9 @@ def videos(tmp_path, write_video, make_config):
     )
     config = dataclasses.replace(
         config,
-        transformer=dataclasses.replace(
-            config.transformer,
-            training=dataclasses.replace(config.transformer.training, batch_size=3),
+        prior=dataclasses.replace(
+            config.prior,
+            training=dataclasses.replace(config.prior.training, batch_size=3),
         ),
     )
     sources.prepare(config, tmp_path / "run")
@@ -143,10 +148,10 @@ def test_the_check_reads_the_tokens_again(videos, tmp_path, capsys):
     for tokenizer in ("a1", "b2"):
         token_cache.prepare(config, tmp_path / "run", opened, tokenizer, pointwise)
     data_stage.check(config, tmp_path / "run")
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert (
-        all(f"tokens by tokenizer {name}: " in said for name in ("a1", "b2"))
-        and said.count("are as they were written") == 3
+        all(f"tokens by tokenizer {name}: " in printed for name in ("a1", "b2"))
+        and printed.count("are as they were written") == 3
     )
     file = next((tmp_path / "run" / "data").glob("tokens_*/*/*/*train*"))
     content = bytearray(file.read_bytes())
@@ -158,4 +163,4 @@ def test_the_check_reads_the_tokens_again(videos, tmp_path, capsys):
 
 def _folder_and_key(workdir):
     (folder,) = (workdir / "data").glob("tokens_*")
-    return folder, preparation.read_manifest(folder)
+    return folder, record_folders.read_manifest(folder)

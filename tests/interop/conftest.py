@@ -12,7 +12,7 @@ from mebt_jax.interop.torch_files import write_torch_file
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
-    """Official files of a tokenizer and of a transformer with and without it inside."""
+    """Official files of a tokenizer, and of a transformer with and without it inside."""
     folder = tmp_path_factory.mktemp("official")
     weights, tokenizer = state_dict_of(TRANSFORMER), tokenizer_weights(codes=64)
     inside = weights | {f"first_stage_model.{name}": array for name, array in tokenizer.items()}
@@ -30,6 +30,6 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def converted(files):
-    """A MeBT with its tokenizer, whose strides the tokenizer's own file tells."""
+    """A MeBT converted with its tokenizer, whose strides are only in the file of the tokenizer."""
     convert(files / "mebt.ckpt", files / "converted", also=files / "vqgan.ckpt")
     return files / "converted"

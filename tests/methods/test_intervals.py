@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mebt_jax.config import INTERVAL_SCHEDULES
 from mebt_jax.errors import UserError
-from mebt_jax.methods.masked.intervals import draw_interval, interval_probabilities
+from mebt_jax.methods.masked.intervals import (
+    INTERVAL_SCHEDULES,
+    draw_interval,
+    interval_probabilities,
+)
 
 
 def test_renormalized_equals_the_official_probabilities():
@@ -16,7 +19,7 @@ def test_renormalized_equals_the_official_probabilities():
     assert stored
     for name, expected in stored.items():
         frames, step, alpha = map(int, name.split("/")[1:])
-        ours = interval_probabilities("renormalized", frames, step, alpha, 2.0)
+        ours = interval_probabilities("gaussian_renormalized", frames, step, alpha, 2.0)
         np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-15, err_msg=name)
 
 
@@ -27,7 +30,9 @@ def test_clip_is_equation_4(step):
     v = np.minimum(np.maximum(1, np.ceil(v_hat)), frames).astype(int)
     frequencies = np.bincount(v, minlength=frames + 1)[1:] / v.size
     np.testing.assert_allclose(
-        interval_probabilities("clip", frames, step, alpha, beta), frequencies, atol=4e-3
+        interval_probabilities("gaussian_clipped", frames, step, alpha, beta),
+        frequencies,
+        atol=4e-3,
     )
 
 
@@ -47,10 +52,14 @@ def test_uniform_and_longest():
 
 def test_draws_follow_the_probabilities():
     rng = np.random.default_rng(0)
-    draws = [draw_interval(rng, np.array([0.5, 0.0, 0.5])) for _ in range(200)]
-    assert set(draws) == {1, 3}
+    probabilities = np.array([0.2, 0.0, 0.7, 0.1])
+    draws = [draw_interval(rng, probabilities) for _ in range(4000)]
+    frequencies = np.bincount(draws, minlength=5)[1:] / len(draws)
+    # Four standard errors; a length without probability is never drawn.
+    error = 4 * np.sqrt(probabilities * (1 - probabilities) / len(draws))
+    assert (np.abs(frequencies - probabilities) <= error).all()
 
 
 def test_alpha_zero_is_refused():
     with pytest.raises(UserError, match="interval_alpha"):
-        interval_probabilities("clip", 4, 0, 0.0, 2.0)
+        interval_probabilities("gaussian_clipped", 4, 0, 0.0, 2.0)

@@ -44,7 +44,7 @@ def test_filters_come_in_the_official_order():
     # Top-k before top-p: after keeping two codes of 0.4 and 0.4 each has 0.5, which reaches p =
     # 0.45 alone.
     values = jnp.broadcast_to(jnp.log(jnp.array([0.1, 0.4, 0.4, 0.1])), (1, 50, 4))
-    codes, log_probabilities = logit_filters.draw_codes(
+    codes, log_probabilities = logit_filters.draw_tokens(
         jax.random.split(jax.random.key(0), (1, 50)), values, 1.0, top_k=2, top_p=0.45
     )
     assert (codes == 1).all()
@@ -54,7 +54,7 @@ def test_filters_come_in_the_official_order():
 @pytest.mark.parametrize("top_k", [0, 5])
 def test_temperature_zero_takes_the_most_probable_code(top_k):
     values = jax.random.normal(jax.random.key(0), (1, 5, 11))
-    codes, _ = logit_filters.draw_codes(
+    codes, _ = logit_filters.draw_tokens(
         jax.random.split(jax.random.key(1), (1, 5)), values, 0.0, top_k=top_k, top_p=1.0
     )
     np.testing.assert_array_equal(codes, values.argmax(-1))
@@ -64,7 +64,7 @@ def test_temperature_zero_takes_the_most_probable_code(top_k):
 def test_draw_follows_the_filtered_distribution(top_k):
     probabilities = np.random.default_rng(0).dirichlet(np.ones(19))
     values = jnp.broadcast_to(jnp.log(jnp.asarray(probabilities, jnp.float32)), (1, 8_000, 19))
-    codes, log_probabilities = logit_filters.draw_codes(
+    codes, log_probabilities = logit_filters.draw_tokens(
         jax.random.split(jax.random.key(0), (1, 8_000)), values, 1.0, top_k=top_k, top_p=1.0
     )
     expected = np.where(probabilities >= np.sort(probabilities)[-top_k], probabilities, 0)
@@ -82,7 +82,7 @@ def test_draw_follows_the_filtered_distribution(top_k):
     ],
 )
 def test_impossible_filters_name_their_field(filters, field):
-    with pytest.raises(UserError, match=f"config.sample.{field}"):
-        logit_filters.draw_codes(
+    with pytest.raises(UserError, match=f"config.decoding.{field}"):
+        logit_filters.draw_tokens(
             jax.random.split(jax.random.key(0), (1, 1)), jnp.zeros((1, 1, 11)), 1.0, **filters
         )

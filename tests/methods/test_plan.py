@@ -3,14 +3,15 @@ pass counts.
 """
 
 import dataclasses
+import functools
 import importlib
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from configs.base import get_config
-from mebt_jax.config import from_config_dict
+from mebt_jax.config import default_config, from_config_dict
 from mebt_jax.errors import UserError
 from mebt_jax.methods.masked.plan import (
     BOOTSTRAP,
@@ -26,7 +27,7 @@ from mebt_jax.methods.masked.presets import PRESETS
 
 VECTORS = np.load(Path(__file__).parent / "vectors" / "sampling.npz")
 SETTINGS = dataclasses.replace(
-    from_config_dict(get_config()).sample,
+    from_config_dict(default_config()).decoding,
     draft_steps=8,
     choice_temperature=4.0,
     top_k=0,
@@ -44,7 +45,7 @@ def test_draft_follows_the_official_mask_counts(name):
         dataclasses.replace(SETTINGS, mask_schedule=schedule, draft_steps=int(steps)),
         int(num_tokens),
     )
-    masked = [one.targets - one.committed for one in plan.passes]
+    masked = [step.targets - step.committed for step in plan.passes]
     official = [count for count in dict.fromkeys(VECTORS[name].tolist()) if count < int(num_tokens)]
     assert masked == official
 
@@ -57,11 +58,11 @@ def test_every_unknown_token_is_committed_once(num_tokens, num_known, bootstrap)
         dataclasses.replace(SETTINGS, bootstrap_steps=bootstrap), num_tokens, num_known
     )
     known = num_known
-    for one in plan.passes:
-        assert (one.contexts, one.targets) == (known, num_tokens - known) and one.committed >= 1
-        known += one.committed
+    for step in plan.passes:
+        assert (step.contexts, step.targets) == (known, num_tokens - known) and step.committed >= 1
+        known += step.committed
     assert known == num_tokens
-    assert sum(one.kind == BOOTSTRAP for one in plan.passes) == min(
+    assert sum(step.kind == BOOTSTRAP for step in plan.passes) == min(
         bootstrap, num_tokens - num_known
     )
 
@@ -69,7 +70,7 @@ def test_every_unknown_token_is_committed_once(num_tokens, num_known, bootstrap)
 def test_choice_temperature_falls_to_zero():
     passes = build_plan(SETTINGS, 512).passes
     np.testing.assert_allclose(
-        [one.choice_temperature for one in passes], [4.0 * (1 - s / 8) for s in range(1, 9)]
+        [step.choice_temperature for step in passes], [4.0 * (1 - s / 8) for s in range(1, 9)]
     )
 
 
@@ -77,12 +78,14 @@ def test_revise_parts_cover_the_unknown_tokens_once_per_round():
     plan = build_plan(
         dataclasses.replace(SETTINGS, revise_rounds=2, revise_partitions=4), 64, num_known=10
     )
-    revise = [one for one in plan.passes if one.kind == REVISE]
-    assert [(one.revise_round, one.part) for one in revise] == [
+    revise = [step for step in plan.passes if step.kind == REVISE]
+    assert [(step.revise_round, step.partition) for step in revise] == [
         (r, p) for r in range(2) for p in range(4)
     ]
-    assert [one.targets for one in revise[:4]] == [14, 14, 13, 13]
-    assert all(one.contexts + one.targets == 64 and one.committed == one.targets for one in revise)
+    assert [step.targets for step in revise[:4]] == [14, 14, 13, 13]
+    assert all(
+        step.contexts + step.targets == 64 and step.committed == step.targets for step in revise
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,12 +108,14 @@ def test_presets_have_the_official_pass_counts(name, grid, passes, executed):
     # Where the cosine is flat, a draft step may ask for no fewer masked tokens than there are, and
     # is skipped.
     assert plan.num_passes == executed
-    assert sum(one.kind == DRAFT for one in plan.passes) == preset.draft_steps - (passes - executed)
+    assert sum(step.kind == DRAFT for step in plan.passes) == preset.draft_steps - (
+        passes - executed
+    )
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_config_of_the_same_name_samples_by_the_preset(name):
-    settings = importlib.import_module(f"configs.{name}").get_config().sample
+    settings = importlib.import_module(f"configs.{name}").get_config().decoding
     preset = dataclasses.asdict(PRESETS[name])
     assert {field: settings[field] for field in preset} == preset
     assert (settings.mask_schedule, settings.temperature, settings.top_p) == ("cosine", 1.0, 1.0)
@@ -124,35 +129,44 @@ def test_a_long_plan_needs_few_programs_and_little_padding(order):
     plan = build_plan(settings, 8192)
     assert plan.num_passes == 163 and len(programs(plan)) <= DRAFT_PROGRAMS + 3
     padded = 0
-    for one, sizes in zip(plan.passes, shared_sizes(plan)):
+    for step, sizes in zip(plan.passes, shared_sizes(plan)):
         assert (
-            one.contexts <= sizes.contexts
-            and one.targets <= sizes.targets
-            and one.committed <= sizes.committed
+            step.contexts <= sizes.contexts
+            and step.targets <= sizes.targets
+            and step.committed <= sizes.committed
         )
-        assert sizes.asked == (
-            sizes.targets if one.kind == DRAFT and order == "confidence" else sizes.committed
+        assert sizes.num_logits == (
+            sizes.targets if step.kind == DRAFT and order == "confidence" else sizes.committed
         )
-        padded += sizes.targets - one.targets
-    assert padded < 0.03 * sum(one.targets for one in plan.passes)
+        padded += sizes.targets - step.targets
+    assert padded < 0.03 * sum(step.targets for step in plan.passes)
 
 
 def test_remasking_hides_as_many_tokens_as_it_commits():
     plan = build_plan(
         dataclasses.replace(SETTINGS, remask_steps=3, remask_at=0.5, remask_share=0.1), 64, 4
     )
-    kinds = [one.kind for one in plan.passes]
+    kinds = [step.kind for step in plan.passes]
     first = kinds.index(REMASK)
     assert kinds.count(REMASK) == 3 and kinds[first : first + 3] == [REMASK] * 3
-    assert {one.committed for one in plan.passes[first : first + 3]} == {6}
+    assert {step.committed for step in plan.passes[first : first + 3]} == {6}
     assert (
         plan.passes[first].targets == plan.passes[first + 3].targets
     )  # the draft goes on where it was
     assert plan.passes[first - 1].committed < plan.passes[first - 1].targets
 
 
-def test_plan_is_static_data():
-    assert hash(build_plan(SETTINGS, 64)) == hash(build_plan(SETTINGS, 64))
+def test_equal_settings_give_one_compiled_program_and_others_another():
+    traces = []
+
+    @functools.partial(jax.jit, static_argnames="plan")
+    def run(x, *, plan):
+        traces.append(plan)
+        return x + plan.num_passes
+
+    for settings in (SETTINGS, SETTINGS, dataclasses.replace(SETTINGS, draft_steps=3)):
+        run(0, plan=build_plan(settings, 64))
+    assert len(traces) == 2
 
 
 def test_few_tokens_are_revised_one_by_one():
@@ -161,7 +175,7 @@ def test_few_tokens_are_revised_one_by_one():
     )
     assert (
         plan.partitions == 3
-        and [one.targets for one in plan.passes if one.kind == REVISE] == [1] * 6
+        and [step.targets for step in plan.passes if step.kind == REVISE] == [1] * 6
     )
 
 

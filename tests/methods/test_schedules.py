@@ -5,12 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mebt_jax.config import RATIO_SCHEDULES
 from mebt_jax.methods.masked.schedules import SCHEDULES, masked_count
-
-
-def test_every_schedule_that_a_config_may_name_exists():
-    assert set(SCHEDULES) == set(RATIO_SCHEDULES)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -6,8 +6,8 @@ import pytest
 from mebt_jax.metrics.distances import codebook_usage
 
 
-def test_even_use_of_half_the_codes():
-    counts = codebook_usage.count_codes(np.array([[0, 2], [4, 6]]), 8)
+def test_even_use_of_half_the_tokens():
+    counts = codebook_usage.count_tokens(np.array([[0, 2], [4, 6]]), 8)
     assert codebook_usage.usage(counts) == 0.5
     assert codebook_usage.perplexity(counts) == pytest.approx(4.0)
     assert codebook_usage.entropy(counts) == pytest.approx(np.log(4))

@@ -72,21 +72,20 @@ def test_an_unbiased_measure_is_its_own_limit_and_its_floor_is_about_zero():
     )
 
 
-def test_of_samples_takes_the_same_rows_of_all_and_the_bias_away():
+def test_from_samples_takes_the_same_rows_of_all_and_the_bias_away():
     def plug_in_variance(x, y):  # of the difference, over N: N / (N - 1) too small
         return np.var(x - y)
 
     x = [np.random.default_rng(k).standard_normal(20) for k in range(300)]
-    estimates = [
-        uncertainty.of_samples(plug_in_variance, 2 * one, one) for one in x
-    ]  # x and y are of the same samples
+    # x and y are of the same samples.
+    estimates = [uncertainty.from_samples(plug_in_variance, 2 * row, row) for row in x]
     assert np.mean([e.value for e in estimates]) == pytest.approx(0.95, abs=0.03)
     assert np.mean([e.at_infinity for e in estimates]) == pytest.approx(1.0, abs=0.03)
     assert np.mean([e.standard_error for e in estimates]) == pytest.approx(
         np.std([e.value for e in estimates]), rel=0.3
     )
     unbiased, unknown = (
-        uncertainty.of_samples(np.mean, x[0], biased=biased) for biased in (False, None)
+        uncertainty.from_samples(np.mean, x[0], biased=biased) for biased in (False, None)
     )
     assert (
         unbiased.at_infinity == unbiased.value == pytest.approx(x[0].mean())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mebt_jax.nn import attention, attention_kernels
-from mebt_jax.nn.attention import KeySet, dropout
+from mebt_jax.nn.attention import KeyValue, dropout
 from mebt_jax.nn.attention import attend as attend_sets
 
 
@@ -23,7 +23,7 @@ def arrays(batch=3, queries=4, keys=5, heads=2, width=8):
 
 def attend(query, key, value, valid):
     """Attention to one set of keys."""
-    return attend_sets(query, [KeySet(key, value, valid)])
+    return attend_sets(query, [KeyValue(key, value, valid)])
 
 
 def test_equals_the_library_function():
@@ -68,7 +68,7 @@ def test_several_sets_are_attended_to_as_one():
     query, key, value = arrays(keys=7)
     valid = jnp.array([[True] * 7, [True, False, True, False, False, True, False], [False] * 7])
     cut = [
-        KeySet(key[:, part], value[:, part], valid[:, part])
+        KeyValue(key[:, part], value[:, part], valid[:, part])
         for part in (slice(0, 4), slice(4, 4), slice(4, 7))
     ]
     whole, gradients = jax.value_and_grad(lambda q: jnp.sum(attend(q, key, value, valid) ** 2))(
@@ -167,7 +167,7 @@ def test_a_program_for_gpus_uses_cudnn_where_it_can(monkeypatch):
         query, key, value = (
             x.astype(dtype) for x in arrays(batch=2, queries=queries, keys=16, heads=2, width=64)
         )
-        sets = [KeySet(key, value, jnp.ones((2, 16), bool)), KeySet(key, value, None)]
+        sets = [KeyValue(key, value, jnp.ones((2, 16), bool)), KeyValue(key, value, None)]
         loss = jax.grad(
             lambda query: jnp.sum(attend_sets(query, sets, **settings).astype(jnp.float32))
         )
@@ -177,7 +177,7 @@ def test_a_program_for_gpus_uses_cudnn_where_it_can(monkeypatch):
     for not_for_it in (
         {"dtype": jnp.float32},
         {"queries": 15},
-        {"how": "sums"},
+        {"implementation": "xla"},
         {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)},
     ):
         assert "__cudnn" not in lowered(**not_for_it), not_for_it
@@ -188,7 +188,7 @@ def test_a_program_for_gpus_uses_cudnn_where_it_can(monkeypatch):
 def test_a_program_for_tpus_uses_their_kernel(monkeypatch):
     monkeypatch.setattr(attention, "platform", lambda: "tpu")
     query, key, value = arrays(batch=2, queries=128, keys=128, heads=2, width=64)
-    sets = [KeySet(key, value, jnp.ones((2, 128), bool)), KeySet(key, value, None)]
+    sets = [KeyValue(key, value, jnp.ones((2, 128), bool)), KeyValue(key, value, None)]
 
     def lowered(**dropout):
         attend = jax.jit(lambda query: attend_sets(query, sets, **dropout))

@@ -12,9 +12,7 @@ from mebt_jax.nn import convolutions
 
 
 def transposed_by_zeros(x, kernel, strides):
-    """Reference: zeros between the inputs, k - 1 of padding, k - 1 cut off again, kernel
-    reversed.
-    """
+    """Reference: zeros between the inputs, convolved with the reversed kernel."""
     (sf, sh, sw), (f, h, w) = strides, (s * (n - 1) + 1 for s, n in zip(strides, x.shape[1:4]))
     spread = jnp.zeros((x.shape[0], f, h, w, x.shape[-1])).at[:, ::sf, ::sh, ::sw].set(x)
     return convolutions.convolve_directly(spread, jnp.flip(kernel, (0, 1, 2)))
@@ -106,3 +104,46 @@ def test_initial_layers_keep_the_variance():
     x = jax.random.normal(jax.random.key(0), (2, 4, 8, 8, 32))
     for y in jax.jit(lambda: [layer(x) for layer in down_and_up((32, 32), (2, 2, 2))])():
         assert float(y.std()) == pytest.approx(1, abs=0.15)
+
+
+def test_zero_padding_is_xlas_own():
+    layer = convolutions.ZeroPadConv3d(
+        3, 5, (3, 2, 1), (1, 2, 1), padding=(1, 2, 0), rngs=nnx.Rngs(0)
+    )
+    layer.bias[...] = jnp.arange(5.0)
+    x, _ = inputs((4, 5, 6), (1, 1, 1))
+    expected = jax.lax.conv_general_dilated(
+        x,
+        layer.kernel[...],
+        (1, 2, 1),
+        [(1, 1), (2, 2), (0, 0)],
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+    )
+    np.testing.assert_allclose(
+        layer(x), expected + jnp.arange(5.0)[None, None, None, None], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_causal_layers_give_the_same_for_parts_as_for_the_whole(stride):
+    down, up = down_and_up((3, 3), (stride, 1, 1))
+    x = jax.random.normal(jax.random.key(0), (1, 1 + 4 * stride, 2, 2, 3))
+
+    @jax.jit
+    def run(x):
+        def both(x, state):
+            return up(down(x, state), state)
+
+        whole, parts, frames = both(x, convolutions.CausalConvState()), [], None
+        for part in (x[:, : 1 + stride], x[:, 1 + stride : 1 + 3 * stride], x[:, 1 + 3 * stride :]):
+            state = convolutions.CausalConvState(frames)
+            parts.append(both(part, state))
+            frames = state.next_frames
+        later = both(x.at[:, 1 + stride :].add(1.0), convolutions.CausalConvState())
+        return whole, jnp.concatenate(parts, axis=1), later
+
+    whole, parts, later = run(x)
+    assert whole.shape == x.shape
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
+    np.testing.assert_allclose(later[:, : 1 + stride], whole[:, : 1 + stride], atol=1e-5)
+    assert jnp.abs(later - whole)[:, 1 + stride :].max() > 0.1

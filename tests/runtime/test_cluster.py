@@ -8,8 +8,10 @@ from mebt_jax.runtime import cluster
 @pytest.fixture
 def calls(monkeypatch):
     """What jax.distributed.initialize was called with, in an environment without a launcher."""
-    made = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **known: made.append(known))
+    calls_made = []
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda **arguments: calls_made.append(arguments)
+    )
     for name in (
         "SLURM_NTASKS",
         "SLURM_STEP_NODELIST",
@@ -21,7 +23,7 @@ def calls(monkeypatch):
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(cluster, "_on_tpu_vm", lambda environment: False)
-    return made
+    return calls_made
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ def calls(monkeypatch):
         ),  # slices of one host each
     ],
 )
-def test_a_cluster_is_joined_only_where_a_launcher_made_one(
+def test_a_cluster_is_joined_only_if_a_launcher_started_it(
     environment, parallel, calls, monkeypatch
 ):
     for name, value in environment.items():
@@ -72,7 +74,7 @@ def test_a_coordinator_without_fitting_numbers_is_one_sentence(count, number, ca
     assert not calls
 
 
-def test_the_hosts_of_a_queued_tpu_slice_ask_the_cloud(calls, monkeypatch):
+def test_the_hosts_of_a_queued_tpu_slice_query_the_cloud(calls, monkeypatch):
     monkeypatch.setattr(cluster, "_on_tpu_vm", lambda environment: True)
     cluster.join()
     assert calls == [{}]

@@ -39,7 +39,7 @@ class Counting:
 
 
 def run(directory, on_step=lambda step: None, poison=None, profile=False):
-    """Trains one number to be the sum of all batches seen."""
+    """Trains a number to be the sum of all batches."""
     optimizer = optax.sgd(1.0)
     state = train_state.new_state({"w": jnp.zeros(())}, optimizer, ema=False)
 
@@ -101,7 +101,7 @@ def test_lines_validations_and_checkpoints_come_when_due(whole):
 
 
 @pytest.mark.parametrize("step", [1, 4])
-def test_sigterm_saves_leaves_and_the_rest_is_as_if_nothing_had_been(tmp_path, step, whole):
+def test_sigterm_saves_and_the_next_run_ends_like_an_uninterrupted_one(tmp_path, step, whole):
     with pytest.raises(SystemExit) as leaving:
         run(
             tmp_path,
@@ -121,7 +121,7 @@ def test_nan_stops_before_the_state_is_saved(tmp_path):
 
 
 def test_a_training_that_ends_early_still_writes_its_profile(tmp_path, capsys):
-    with telemetry.StepProfile("tokenizer", tmp_path, wanted=True) as profile:
+    with telemetry.StepProfile("tokenizer", tmp_path, enabled=True) as profile:
         for _ in range(telemetry.PROFILED.start + 1):
             profile.before_step()
         jnp.ones(3).sum().block_until_ready()

@@ -1,14 +1,14 @@
+import ast
 import dataclasses
-import types
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
-from mebt_jax.config import MeshConfig
 from mebt_jax.errors import UserError
 from mebt_jax.runtime import mesh as mesh_lib
+from mebt_jax.runtime.runtime_config import MeshConfig
 
 ONE = MeshConfig(data=1, fsdp=1, sequence=1, tensor=1)
 
@@ -40,85 +40,39 @@ def test_heads_that_do_not_spread_name_the_field():
         mesh_lib.check_heads(mesh, 6)
 
 
-@pytest.mark.parametrize(
-    ("shape", "spec"),
-    [
-        ((8, 1024), P(None, "fsdp")),  # the largest
-        ((1024, 7), P("fsdp", None)),  # the only divisible one
-        (
-            (1024, 64, 64),
-            P(None, "fsdp", None),
-        ),  # the leading axis of a stack is spared, though the largest
-        ((1024, 7, 7), P("fsdp", None, None)),  # unless there is no other
-        ((7, 1023), P()),  # none divisible
-        ((8, 8), P()),  # too small
-    ],
-)
-def test_fsdp_splits_the_largest_divisible_axis_of_large_arrays(shape, spec):
-    mesh = mesh_lib.make_mesh(dataclasses.replace(ONE, fsdp=4))
-    assert (
-        mesh_lib.state_sharding(
-            jax.ShapeDtypeStruct(shape, np.float32), mesh, min_elements=1024
-        ).spec
-        == spec
-    )
+PACKAGE = Path(mesh_lib.__file__).parents[1]
+ON_A_MESH = ["stages", "methods", "metrics/networks", "sampler.py"]
 
 
-@pytest.mark.parametrize(
-    ("path", "shape", "spec"),
-    [
-        (
-            "query.kernel",
-            (6, 64, 32),
-            P(None, ("fsdp", "sequence"), "tensor"),
-        ),  # the largest axis that is left
-        ("mlp_in.bias", (6, 32), P(None, "tensor")),  # too small for the rest
-        ("mlp_out.kernel", (64, 32), P("tensor", ("fsdp", "sequence"))),
-        ("mlp_out.bias", (32,), P()),
-        ("query.kernel", (64, 31), P(("fsdp", "sequence"), None)),  # `tensor` does not divide it
-        ("conv.kernel", (3, 30, 62), P(None, None, "fsdp")),  # nor do both axes together
-    ],
-)
-def test_a_state_is_split_over_tensor_by_name_and_over_the_rest_by_shape(path, shape, spec):
-    mesh = mesh_lib.make_mesh(MeshConfig(data=1, fsdp=2, sequence=2, tensor=2))
-    layer, name = path.split(".")
-    tree = [{layer: {name: jax.ShapeDtypeStruct(shape, np.float32)}}]
-    assert mesh_lib.state_sharding(tree, mesh, min_elements=1024)[0][layer][name].spec == spec
+def jits(path):
+    """Lines of a file that use the jit of jax or of nnx."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr in ("jit", "pjit", "pmap"):
+            if ast.unparse(node.value) in ("jax", "nnx", "flax.nnx"):
+                yield node.lineno
+        if isinstance(node, ast.ImportFrom) and node.module in ("jax", "flax.nnx"):
+            if {"jit", "pmap"} & {alias.name for alias in node.names}:
+                yield node.lineno
 
 
-@pytest.mark.parametrize(
-    ("axes", "devices", "share"),
-    [
-        ({"data": 2, "fsdp": 4}, [0, 1, 2, 3], ((0, 1, 2, 3), 8)),
-        (
-            {"data": 2, "fsdp": 4},
-            [0, 1, 4, 5],
-            ((0, 1, 4, 5), 8),
-        ),  # a square of chips is not one stretch of the mesh
-        ({"data": 4, "sequence": 2}, [2, 3], ((1,), 4)),
-        (
-            {"data": 2, "sequence": 4},
-            [4, 5],
-            ((1,), 2),
-        ),  # a clip is split over two hosts, which both read it
-        ({"tensor": 8}, [4, 5, 6, 7], ((0,), 1)),
-        ({"data": 8}, range(8), ((0,), 1)),
-    ],
-)
-def test_a_host_reads_the_clips_of_its_devices(axes, devices, share):
-    shape = dataclasses.asdict(dataclasses.replace(ONE, **axes))
-    hosts = np.array(
-        [types.SimpleNamespace(process_index=0 if number in devices else 1) for number in range(8)]
-    )
-    mesh = types.SimpleNamespace(shape=shape, devices=hosts.reshape(tuple(shape.values())))
-    assert mesh_lib.host_share(mesh) == share
-    rows = np.arange(16).reshape(share[1], -1)[list(share[0])].reshape(-1)
-    np.testing.assert_array_equal(mesh_lib.host_rows(mesh, 16), rows)
+def test_no_program_is_compiled_without_its_mesh():
+    paths = [path for name in ON_A_MESH for path in [PACKAGE / name, *(PACKAGE / name).rglob("*")]]
+    files = {str(p.relative_to(PACKAGE)): p for p in paths if p.suffix == ".py"}
+    assert len(files) > 20
+    found = {name: list(jits(path)) for name, path in files.items()}
+    assert not any(found.values()), f"use runtime.mesh.jit in {found}"
 
 
-def test_batches_keep_their_rows_in_order():
-    mesh = mesh_lib.make_mesh(dataclasses.replace(ONE, data=2, fsdp=4))
-    rows = np.arange(16 * 3).reshape(16, 3)
-    placed = mesh_lib.put_batch(mesh, {"video": rows})["video"]
-    assert placed.addressable_shards[0].data.shape == (2, 3)
-    np.testing.assert_array_equal(mesh_lib.local_rows(placed), rows)
+def test_a_program_is_traced_with_its_mesh_in_scope():
+    mesh = mesh_lib.make_mesh(dataclasses.replace(ONE, data=8))
+    seen = []
+
+    def double(x, *, times):
+        seen.append(jax.sharding.get_abstract_mesh().shape_tuple)
+        return times * x
+
+    program = mesh_lib.jit(mesh, double, static_argnames="times", out_shardings=None)
+    assert float(program(np.float32(3), times=2)) == 6
+    assert dict(seen[0]) == dict(mesh.shape)
+    assert float(mesh_lib.jit(None, double, static_argnames="times")(np.float32(3), times=2)) == 6
+    assert seen[1] == ()

@@ -12,7 +12,7 @@ from mebt_jax.config import from_config_dict
 from mebt_jax.runtime import optimizers
 
 TRAINING = dataclasses.replace(
-    from_config_dict(tiny_config()).transformer.training, steps=100, learning_rate=0.5
+    from_config_dict(tiny_config()).prior.training, steps=100, learning_rate=0.5
 )
 
 
@@ -45,7 +45,7 @@ class Net(nnx.Module):
 def test_weight_decay_shrinks_kernels_and_nothing_else():
     params = nnx.state(Net(nnx.Rngs(0)), nnx.Param)
     optimizer = optimizers.make_optimizer(
-        dataclasses.replace(TRAINING, weight_decay=0.1, clip_norm=0.0), params
+        dataclasses.replace(TRAINING, weight_decay=0.1, grad_clip_norm=0.0), params
     )
     updates, _ = optimizer.update(
         jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
@@ -60,7 +60,7 @@ def test_weight_decay_shrinks_kernels_and_nothing_else():
 def test_clipping_bounds_the_gradient_before_adam_sees_it():
     params = {"kernel": jnp.zeros(3)}
     gradients = {"kernel": jnp.array([3.0, 0.0, 4.0])}
-    clipped = optimizers.make_optimizer(dataclasses.replace(TRAINING, clip_norm=1.0), params)
+    clipped = optimizers.make_optimizer(dataclasses.replace(TRAINING, grad_clip_norm=1.0), params)
     _, state = clipped.update(gradients, clipped.init(params), params)
     moments = next(
         s

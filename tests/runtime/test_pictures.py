@@ -3,6 +3,7 @@
 import av
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from mebt_jax.errors import UserError
@@ -55,15 +56,52 @@ def test_contact_sheet_places_every_row_and_frame(tmp_path):
     assert (sheet[:64, : pictures.LABEL_WIDTH] < 128).any(), "the label is not there"
 
 
-def test_curves_draw_one_panel_per_quantity(tmp_path):
-    records = [{"step": s, "train/loss": 5.0 / (1 + s), "note": "text"} for s in range(50)]
-    records += [{"step": 25, "validation/loss": 1.0, "validation/psnr": 20.0}]
-    pictures.curves(tmp_path / "curves.png", records, title="tokenizer")
+RECORDS = [{"step": s, "train/loss": 5.0 / (1 + s), "note": "text"} for s in range(3)] + [
+    {"step": 2, "validation/loss": 1.0, "validation/loss ±": 0.5, "validation/psnr": 20.0},
+    {"validation/psnr": 1.0},
+]
+
+
+def test_panels_hold_every_number_of_a_quantity_and_its_error():
+    assert pictures.panels_of(RECORDS) == {
+        "loss": {
+            "train/loss": [(0, 5.0, 0), (1, 2.5, 0), (2, 5 / 3, 0)],
+            "validation/loss": [(2, 1.0, 0.5)],
+        },
+        "psnr": {"validation/psnr": [(2, 20.0, 0)]},
+    }
+
+
+def test_curves_draw_every_line_of_every_panel(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    pictures.curves(tmp_path / "curves.png", RECORDS, title="tokenizer")
+    (figure,) = figures
+    assert [axes.get_title() for axes in figure.axes] == ["loss", "psnr"]
+    loss, psnr = figure.axes
+    drawn = [line.get_xydata().tolist() for line in loss.get_lines()]
+    assert [[0, 5.0], [1, 2.5], [2, 5 / 3]] in drawn and [[2, 1.0]] in drawn
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train", "validation"]
+    assert [line.get_xydata().tolist() for line in psnr.get_lines()] == [[[2, 20.0]]]
+
+
+def test_curves_are_written_as_one_picture_or_not_at_all(tmp_path):
+    pictures.curves(tmp_path / "curves.png", RECORDS, title="tokenizer")
     assert Image.open(tmp_path / "curves.png").size == (840, 300)
     pictures.curves(tmp_path / "none.png", [{"step": 1}])
     assert not (tmp_path / "none.png").exists()
 
 
-def test_float_video_is_refused_with_the_mend(tmp_path):
+def test_the_second_clip_of_a_pair_is_below_the_first():
+    first, second = (moving_square(2, 8, 8) for _ in range(2))
+    pairs = [(first, second), (second, first)]
+    labels, videos = zip(*pictures.pair_rows(pairs))
+    assert labels == ("real 0", "reconstructed 0", "real 1", "reconstructed 1")
+    assert [video is first for video in videos] == [True, False, False, True]
+    captions = [("a", "b"), ("c", "d")]
+    assert [label for label, _ in pictures.pair_rows(pairs, captions)] == ["a", "b", "c", "d"]
+
+
+def test_float_video_is_refused_with_the_fix(tmp_path):
     with pytest.raises(UserError, match="to_uint8"):
         pictures.write_gif(tmp_path / "a.gif", np.zeros((2, 8, 8, 3), np.float32), 10.0)

@@ -4,14 +4,14 @@ import numpy as np
 import optax
 import pytest
 
-from mebt_jax.config import MeshConfig
 from mebt_jax.runtime import mesh as mesh_lib
 from mebt_jax.runtime import train_state
+from mebt_jax.runtime.runtime_config import MeshConfig
 
 OPTIMIZER = optax.sgd(1.0)
 
 
-def test_a_state_is_born_in_its_shards():
+def test_a_state_is_created_in_shards():
     mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=4, sequence=1, tensor=1))
     optimizer = optax.adam(1.0)
     state, shardings = train_state.create_sharded(
@@ -42,15 +42,47 @@ def test_without_averaging_the_weights_themselves_are_used():
     assert state.ema is None and state.averaged["w"] == 1.0
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 4])
-def test_accumulation_gives_the_gradient_of_the_whole_batch(pieces):
+@pytest.mark.parametrize("microbatches", [1, 2, 4])
+def test_accumulation_gives_the_gradient_and_the_metrics_of_the_whole_batch(microbatches):
     x = jax.random.normal(jax.random.key(0), (8, 5))
 
-    def loss_fn(w, piece, _):
-        return jnp.tanh(piece @ w).sum(), piece * 2
+    def loss_fn(w, rows, _):
+        loss = jnp.tanh(rows @ w).mean()
+        return loss, ({"loss": loss}, rows * 2)
 
-    gradients, aux = train_state.accumulated_gradients(loss_fn, jnp.ones(5), x, pieces)
-    np.testing.assert_allclose(
-        gradients, jax.grad(lambda w: jnp.tanh(x @ w).sum())(jnp.ones(5)), rtol=1e-5, atol=1e-6
+    gradients, metrics, aux = train_state.accumulated_gradients(
+        loss_fn, jnp.ones(5), x, microbatches
     )
-    np.testing.assert_array_equal(train_state.join_pieces(aux), x * 2)
+    expected = jax.grad(lambda w: jnp.tanh(x @ w).mean())(jnp.ones(5))
+    np.testing.assert_allclose(gradients, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], jnp.tanh(x @ jnp.ones(5)).mean(), rtol=1e-5)
+    np.testing.assert_array_equal(train_state.join_microbatches(aux), x * 2)
+
+
+@pytest.mark.parametrize("microbatches", [1, 2, 4])
+def test_rows_count_by_their_weights(microbatches):
+    x = jax.random.normal(jax.random.key(0), (8, 5))
+    weights = jnp.array([1, 5, 2, 8, 3, 1, 0, 4])
+
+    def loss_fn(w, batch, _):
+        rows, weights = batch
+        loss = (jnp.tanh(rows @ w) * weights).sum() / weights.sum()
+        return loss, ({"loss": loss}, None)
+
+    gradients, metrics, _ = train_state.accumulated_gradients(
+        loss_fn, jnp.ones(5), (x, weights), microbatches, row_weights=weights
+    )
+    loss, expected = jax.value_and_grad(lambda w: loss_fn(w, (x, weights), 0)[0])(jnp.ones(5))
+    np.testing.assert_allclose(gradients, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_gradients_that_a_function_computes_itself_are_scaled_by_it(microbatches):
+    x = jax.random.normal(jax.random.key(0), (8, 5))
+
+    def gradient_fn(w, rows, _, scale):
+        return scale(rows.mean(axis=0) * w), {}, None
+
+    gradients, _, _ = train_state.accumulate(gradient_fn, jnp.ones(5), x, microbatches)
+    np.testing.assert_allclose(gradients, x.mean(axis=0), rtol=1e-5, atol=1e-6)

@@ -16,8 +16,8 @@ def test_the_workdir_of_another_config_is_refused_by_field(tmp_path):
     workdir_lib.claim(config(), tmp_path)
     workdir_lib.mark_done(config(), tmp_path, "data")
     with pytest.raises(UserError) as error:
-        workdir_lib.claim(config(transformer__width=32, data__seed=3), tmp_path)
-    assert "transformer.width is 16 there and 32 here" in str(error.value) and "data.seed" in str(
+        workdir_lib.claim(config(backbone__width=32, data__seed=3), tmp_path)
+    assert "backbone.width is 16 there and 32 here" in str(error.value) and "data.seed" in str(
         error.value
     )
     assert "\n" not in str(error.value)
@@ -31,13 +31,13 @@ def test_a_workdir_without_results_is_free(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"transformer__training__steps": 9},
+        {"prior__training__steps": 9},
         {"sample__seed": 4},
         {"mesh__fsdp": 2},
         {"tokenizer__training__log_every": 1},
-        {"transformer__remat": "block"},
-        {"transformer__attention": "sums"},
-        {"masking__splits": 2},
+        {"backbone__remat": "full"},
+        {"backbone__attention_implementation": "xla"},
+        {"method__bucket_steps": 2},
         {"data__workers": 2},
         {"name": "other"},
     ],
@@ -61,10 +61,10 @@ def test_fields_that_may_change_are_taken_over(tmp_path, change):
         ({}, set()),
         ({"evaluate__clips": 1}, {"evaluate"}),
         ({"sample__seed": 1}, {"sample", "evaluate"}),
-        ({"transformer__training__steps": 9}, {"transformer", "sample", "evaluate"}),
-        ({"tokenizer__training__steps": 9}, {"tokenizer", "transformer", "sample", "evaluate"}),
+        ({"prior__training__steps": 9}, {"prior", "sample", "evaluate"}),
+        ({"tokenizer__training__steps": 9}, {"tokenizer", "prior", "sample", "evaluate"}),
         (
-            {"transformer__training__checkpoint_every": 1, "mesh__data": 1, "data__workers": 1},
+            {"prior__training__checkpoint_every": 1, "mesh__data": 1, "data__workers": 1},
             set(),
         ),
     ],
@@ -83,6 +83,6 @@ def test_a_stage_says_what_it_still_needs(tmp_path):
     workdir_lib.mark_done(config(), tmp_path, "data")
     workdir_lib.require(config(), tmp_path, "tokenizer")
     with pytest.raises(
-        UserError, match=r"^The sample stage needs the tokenizer, transformer stages first[^\n]*\.$"
+        UserError, match=r"^The sample stage needs the tokenizer, prior stages first[^\n]*\.$"
     ):
         workdir_lib.require(config(), tmp_path, "sample")

@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,9 +14,10 @@ from PIL import Image
 from mebt_jax.config import from_config_dict
 from mebt_jax.data.worlds.moving_shapes import MovingShapes
 from mebt_jax.errors import UserError
-from mebt_jax.metrics.networks import extraction, random_features
+from mebt_jax.metrics import clip_numbers, measures
+from mebt_jax.metrics.networks import random_features
 from mebt_jax.runtime import pictures
-from mebt_jax.stages.evaluation import compare_folders
+from mebt_jax.stages.evaluation import compare_folders, folder_clips
 from tests.tiny_config import tiny_config
 
 REALS, FAKES = MovingShapes(14, 12, 32, seed=0), MovingShapes(6, 12, 32, seed=1)
@@ -99,9 +101,22 @@ def test_a_folder_against_itself_is_at_zero_and_features_are_not_computed_again(
     compare_folders.run(config, tmp_path)
     first = json.loads((tmp_path / "compare" / "metrics.json").read_text())
     assert first["generated/frechet"]["value"] == pytest.approx(0.0, abs=1e-6)
-    monkeypatch.setattr(extraction, "extract", None)
+    monkeypatch.setattr(measures, "measure_clips", None)
     compare_folders.run(config, tmp_path)
     assert json.loads((tmp_path / "compare" / "metrics.json").read_text()) == first
+
+
+def test_a_plain_number_of_clips_is_one_entry_of_a_table(folders, tmp_path, monkeypatch):
+    change = clip_numbers.clip_number(
+        "change", lambda x: jnp.abs(x[:, 1:] - x[:, :-1]).mean(axis=(1, 2, 3, 4)), "of {clips}"
+    )
+    monkeypatch.setitem(clip_numbers.CLIP_NUMBERS, "change", change)
+    compare_folders.run(config_of(folders / "real", folders / "fake"), tmp_path)
+    entry = json.loads((tmp_path / "compare" / "metrics.json").read_text())["generated/change"]
+    fakes = np.stack([FAKES[i]["video"][:8] for i in range(len(FAKES))]).astype(np.float32) / 255
+    assert entry["value"] == pytest.approx(np.abs(np.diff(fakes, axis=1)).mean(), rel=1e-4)
+    assert entry["count"] == 6 and entry["real_floor_count"] == 14
+    assert entry["definition"] == "of generated clips"
 
 
 class Page(HTMLParser):
@@ -140,15 +155,15 @@ def test_page_holds_all_that_it_shows(compared):
 
 
 def test_real_clips_start_anywhere_generated_ones_at_the_first_frame(folders):
-    rule = compare_folders.ClipRule(8, 1, (32, 32), 32, "random")
-    videos = compare_folders.find(str(folders / "real"), "real")
+    rule = folder_clips.ClipRule(8, 1, (32, 32), 32, "random")
+    videos = folder_clips.find(str(folders / "real"), "real")
     starts = []
     for video in videos:
         clip, whole = (
-            compare_folders.read_clip(video, rule),
+            folder_clips.read_clip(video, rule),
             REALS[int(re.search(r"clip(\d+)", video.name)[1])]["video"],
         )
-        np.testing.assert_array_equal(clip, compare_folders.read_clip(video, rule))
+        np.testing.assert_array_equal(clip, folder_clips.read_clip(video, rule))
         starts += [s for s in range(5) if (whole[s : s + 8] == clip).all()]
     assert len(starts) >= 14 and len(set(starts)) > 2
 

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base
-from mebt_jax.config import from_config_dict
+from mebt_jax.config import default_config, from_config_dict
 from mebt_jax.runtime import pictures, workdir
 from mebt_jax.stages import data
 
 
 def make_config(**fields):
-    config = base.get_config()
+    config = default_config()
     config.data.update(dict(resolution=16, frames=8, train_clips=12, validation_clips=4) | fields)
     return from_config_dict(config)
 

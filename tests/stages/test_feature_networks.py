@@ -58,7 +58,7 @@ def c3d_weights(tmp_path_factory):
 def test_i3d_follows_the_protocol(i3d_weights):
     config = config_of(evaluate__i3d=i3d_weights)
     networks = {
-        name: feature_networks.load(protocols.PROTOCOLS[name], config)["frechet"]
+        name: feature_networks.load(protocols.PROTOCOLS[name], config).generated["frechet"]
         for name in ("tats", "tf-reference")
     }
     assert (
@@ -74,17 +74,23 @@ def test_i3d_follows_the_protocol(i3d_weights):
         assert epsilon in str(programs[name]) or f"{float(np.float32(float(epsilon)))}" in str(
             programs[name]
         )
-    short_windows = config_of(evaluate__window=12, evaluate__window_every=2)
-    windows = feature_networks.with_windows({"frechet": networks["tats"]}, short_windows)
-    shape = jax.eval_shape(
-        windows["windows"].function, networks["tats"].weights, jnp.asarray(VIDEO)
-    ).shape
-    assert shape == (2, 3, 400)
+    short = {"evaluate__window": 12, "evaluate__window_every": 2}
+    measures = feature_networks.load(
+        protocols.PROTOCOLS["styleganv"], config_of(evaluate__i3d=i3d_weights, **short)
+    )
+    for clips, windows in (("generated", 3), ("real", 1)):
+        measure = getattr(measures, clips)["windows"]
+        found = jax.eval_shape(measure.function, measure.weights, jnp.asarray(VIDEO))
+        assert found.shape == (2, windows, 400)
+        assert ("mirrored" in measure.name) == (clips == "real")
+    assert measures.reconstructed["frechet"] is measures.real["frechet"]
 
 
 def test_c3d_looks_at_the_first_16_frames(c3d_weights):
     config = config_of(evaluate__c3d=str(c3d_weights))
-    inception = feature_networks.load(protocols.PROTOCOLS["weight-free"], config)["inception"]
+    inception = feature_networks.load(protocols.PROTOCOLS["weight-free"], config).generated[
+        "inception"
+    ]
     _, state = weight_folders.load_network(c3d_weights, "c3d")
     longer = np.concatenate([VIDEO, VIDEO], axis=1)
     np.testing.assert_allclose(
@@ -99,7 +105,7 @@ def test_lpips_compares_pairs_of_frames_in_its_own_range(monkeypatch):
     monkeypatch.setattr(lpips, "WIDTHS", (4,) * 5)
     graphdef, state = arbitrary(lpips.LPIPS, 0.3)
     monkeypatch.setattr(weight_folders, "load_network", lambda path, name: (graphdef, state))
-    loaded = feature_networks.load_lpips(config_of(evaluate__lpips="DIR"))
+    loaded = feature_networks.load_pairs(config_of(evaluate__lpips="DIR"))["lpips"]
     network, other = jax.jit(lambda x, y: nnx.merge(graphdef, state)(x, y)), VIDEO[::-1]
     frames = [
         network(VIDEO[:, f] / np.float32(127.5) - 1, other[:, f] / np.float32(127.5) - 1)
@@ -107,7 +113,8 @@ def test_lpips_compares_pairs_of_frames_in_its_own_range(monkeypatch):
     ]
     values = jax.jit(loaded.function)(loaded.weights, VIDEO[:, :2], other[:, :2])
     np.testing.assert_allclose(values, np.mean(frames, axis=0), rtol=1e-3)
-    assert feature_networks.load_lpips(config_of()) is None
+    assert list(feature_networks.load_pairs(config_of())) == ["psnr", "ssim", "l1"]
+    assert "ssim" not in feature_networks.load_pairs(config_of(data__resolution=8))
 
 
 def test_missing_weights_and_short_clips_are_told_with_the_way_out(c3d_weights, tmp_path):
@@ -134,5 +141,5 @@ def test_an_i3d_of_kinetics_600_is_refused(monkeypatch):
     monkeypatch.setattr(
         weight_folders, "load_network", lambda path, name, epsilon: arbitrary(I3D, 0, classes=600)
     )
-    with pytest.raises(UserError, match="tells 600 classes apart.*i3d_pretrained_400.pt"):
+    with pytest.raises(UserError, match="logits of 600 classes.*i3d_pretrained_400.pt"):
         feature_networks.load(protocols.PROTOCOLS["tats"], config_of(evaluate__i3d="DIR"))

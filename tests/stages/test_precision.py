@@ -15,16 +15,16 @@ SMALL = {
     "data.resolution": 32,
     "tokenizer.compression": "(4,8,8)",
     "tokenizer.patch": "(4,8,8)",
-    "tokenizer.codes": 64,
+    "tokenizer.codebook_size": 64,
     "tokenizer.training.steps": 20,
     "tokenizer.training.warmup_steps": 20,
     "tokenizer.training.validate_every": 1000,
     "tokenizer.training.checkpoint_every": 1000,
-    "transformer.width": 64,
-    "transformer.training.steps": 300,
-    "transformer.training.batch_size": 16,
-    "transformer.training.validate_every": 1000,
-    "transformer.training.checkpoint_every": 1000,
+    "backbone.width": 64,
+    "prior.training.steps": 300,
+    "prior.training.batch_size": 16,
+    "prior.training.validate_every": 1000,
+    "prior.training.checkpoint_every": 1000,
 }
 
 
@@ -56,13 +56,13 @@ def test_bfloat16_reaches_the_loss_of_float32(tmp_path):
             tmp_path / dtype,
             "data",
             "tokenizer",
-            "transformer",
-            transformer__dtype=dtype,
+            "prior",
+            backbone__dtype=dtype,
             tokenizer__checkpoint=tmp_path,
         )
         (nll[dtype],) = (
             record["validation/nll"]
-            for record in telemetry.read_metrics(tmp_path / dtype / "transformer" / "metrics.jsonl")
+            for record in telemetry.read_metrics(tmp_path / dtype / "prior" / "metrics.jsonl")
             if "validation/nll" in record
         )
     print(nll)

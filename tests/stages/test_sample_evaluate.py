@@ -13,26 +13,31 @@ from PIL import Image
 
 from mebt_jax.config import from_config_dict, to_dict
 from mebt_jax.errors import UserError
+from mebt_jax.methods.masked.masked_method import MaskedMethod
+from mebt_jax.metrics import clip_numbers
 from mebt_jax.runtime import checkpoints, telemetry
 from mebt_jax.runtime import workdir as workdir_lib
 from mebt_jax.runtime.train_state import TrainState
 from mebt_jax.stages import evaluate, sample
-from mebt_jax.stages.evaluation import evaluated_clips
-from mebt_jax.stages.prior import new_transformer
+from mebt_jax.stages.evaluation import evaluated_clips, run_page
 from mebt_jax.stages.tokenizer import tokenizer_hash
-from mebt_jax.tokenizer import quantizers
 from mebt_jax.tokenizer.autoencoder import Tokenizer
+from mebt_jax.tokenizer.earlier_tokenizers import LAYOUT
 from tests.tiny_config import tiny_config
 
 CONFIG = from_config_dict(
     tiny_config(
         sample__clips=10,
-        sample__draft_steps=1,
+        decoding__draft_steps=1,
         evaluate__window=4,
         evaluate__window_every=2,
         data__validation_clips=13,
         evaluate__clips=40,
     )
+)
+
+BRIGHTNESS = clip_numbers.clip_number(
+    "brightness", lambda x: x.mean(axis=(1, 2, 3, 4)), "mean value of {clips}"
 )
 
 
@@ -42,27 +47,27 @@ def workdir(tmp_path_factory):
     held-out and 40 training clips.
     """
     path = tmp_path_factory.mktemp("run")
-    jax.config.update(
-        "jax_disable_most_optimizations", True
-    )  # the time of this test is compilation
-    tokenizer_params = jax.jit(
-        lambda: nnx.state(Tokenizer(CONFIG.tokenizer, rngs=nnx.Rngs(0)), nnx.Param)
-    )()
-    codebook = quantizers.init_codebook(CONFIG.tokenizer, jax.random.key(0))
-    write_checkpoint(path, "tokenizer", tokenizer_params, codebook)
-    transformer_params = jax.jit(
-        lambda: nnx.state(
-            new_transformer(CONFIG, jax.random.key(1), codebook.embeddings), nnx.Param
-        )
+    # The time of this test is compilation.
+    jax.config.update("jax_disable_most_optimizations", True)
+    tokenizer = jax.jit(lambda: nnx.state(Tokenizer(CONFIG.tokenizer, rngs=nnx.Rngs(0))))()
+    params, model_state = nnx.split_state(tokenizer, nnx.Param, ...)
+    write_checkpoint(path, "tokenizer", params, model_state, layout=LAYOUT)
+    codebook = tokenizer["quantizer"]["codebook"][...]
+    method = MaskedMethod.from_config(CONFIG)
+    prior_params = jax.jit(
+        lambda: nnx.state(method.create(jax.random.key(1), codebook), nnx.Param)
     )()
     write_checkpoint(
         path,
-        "transformer",
-        transformer_params,
-        tokenizer=tokenizer_hash(tokenizer_params, codebook),
+        "prior",
+        prior_params,
+        tokenizer=tokenizer_hash(tokenizer),
+        layout=LAYOUT,
     )
     sample.run(CONFIG, path)
-    evaluate.run(CONFIG, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(clip_numbers.CLIP_NUMBERS, "brightness", BRIGHTNESS)
+        evaluate.run(CONFIG, path)
     yield path
     jax.config.update("jax_disable_most_optimizations", False)
 
@@ -71,14 +76,13 @@ def write_checkpoint(
     path: Path,
     stage: str,
     params: nnx.State,
-    statistics: quantizers.Codebook | None = None,
-    **meta: str,
+    model_state: nnx.State | None = None,
+    **meta: str | int,
 ) -> None:
-    plain = jax.tree.map(
-        jnp.zeros_like, params
-    )  # what a stage would make of the weights that are not averaged shows at once
+    # A stage that takes the weights that are not averaged has other results at once.
+    plain = jax.tree.map(jnp.zeros_like, params)
     state = TrainState(
-        step=jnp.int32(3), params=plain, ema=params, opt_state=(), statistics=statistics
+        step=jnp.int32(3), params=plain, ema=params, opt_state=(), model_state=model_state
     )
     meta |= {"config": to_dict(CONFIG)}
     with checkpoints.Checkpointer(path / stage / "checkpoints", meta, keep_every=1) as checkpointer:
@@ -95,7 +99,7 @@ def test_sample_writes_clips_codes_sheet_and_manifest(workdir):
         assert sum(1 for _ in container.decode(video=0)) == CONFIG.data.frames
     codes = np.load(workdir / "sample" / "tokens.npz")["codes"]
     assert codes.shape == (10, *CONFIG.grid) and codes.dtype == np.int32
-    assert 0 <= codes.min() and codes.max() < CONFIG.tokenizer.codes
+    assert 0 <= codes.min() and codes.max() < CONFIG.tokenizer.codebook_size
     assert Image.open(workdir / "sample" / "contact_sheet.png").height >= 10 * 64
     manifest = json.loads((workdir / "sample" / "manifest.json").read_text())
     assert manifest["passes"] == 3 and manifest["passes_by_kind"] == {
@@ -106,15 +110,15 @@ def test_sample_writes_clips_codes_sheet_and_manifest(workdir):
     }
     assert (
         manifest["tokenizer"]
-        == checkpoints.read_meta(workdir / "transformer" / "checkpoints")["tokenizer"]
+        == checkpoints.read_meta(workdir / "prior" / "checkpoints")["tokenizer"]
     )
     assert workdir_lib.is_done(CONFIG, workdir, "sample")
 
 
 def test_sampling_again_gives_the_same_clips_whatever_their_number(workdir, tmp_path):
-    for name in ("tokenizer", "transformer"):
+    for name in ("tokenizer", "prior"):
         (tmp_path / name).symlink_to(workdir / name)
-    sample.run(from_config_dict(tiny_config(sample__clips=3, sample__draft_steps=1)), tmp_path)
+    sample.run(from_config_dict(tiny_config(sample__clips=3, decoding__draft_steps=1)), tmp_path)
     np.testing.assert_array_equal(
         np.load(tmp_path / "sample" / "tokens.npz")["codes"],
         np.load(workdir / "sample" / "tokens.npz")["codes"][:3],
@@ -129,9 +133,8 @@ def test_evaluate_writes_every_number_with_its_definition_and_protocol(workdir):
         too_few = name in {
             f"generated/{share}" for share in ("precision", "recall", "density", "coverage")
         }
-        assert too_few != ("standard_error" in entry), (
-            name
-        )  # half of 10 clips have no fifth neighbour
+        # Half of 10 clips have no fifth neighbour.
+        assert too_few != ("standard_error" in entry), name
         assert too_few or np.isfinite(entry["standard_error"]), name
     for name in (
         "generated/frechet",
@@ -139,49 +142,42 @@ def test_evaluate_writes_every_number_with_its_definition_and_protocol(workdir):
         "reconstructed/frechet",
         "reconstructed/paired_frechet",
     ):
-        count = (
-            13 if "paired" in name else 10
-        )  # no clip is left out of a batch of 8, and none counts twice
-        assert (
-            "not FVD" in metrics[name]["protocol"]
-            and f"N={count} a side" in metrics[name]["protocol"]
-        )
+        # No clip is left out of a batch of 8, and none counts twice.
+        count = 13 if "paired" in name else 10
+        protocol = metrics[name]["protocol"]
+        assert "not FVD" in protocol and f"N={count} a side" in protocol
     for name in (
         "generated/frechet",
         "generated/kernel",
         "reconstructed/paired_frechet",
-        "transformer/nll",
+        "prior/nll",
         "tokenizer/perplexity",
     ):
         assert {"value", "standard_error", "at_infinity", "real_floor", "repeats"} <= set(
             metrics[name]
         ), name
+    assert metrics["prior/nll"]["count"] == 13 and metrics["prior/nll"]["real_floor_count"] == 40
     assert (
-        metrics["transformer/nll"]["count"] == 13
-        and metrics["transformer/nll"]["real_floor_count"] == 40
+        "averaged weights" in metrics["prior/nll"]["definition"]
+        and "averaged" in made_from["prior"]
     )
-    assert (
-        "averaged weights" in metrics["transformer/nll"]["definition"]
-        and "averaged" in made_from["transformer"]
-    )
-    assert (
-        abs(metrics["transformer/nll"]["value"] - np.log(CONFIG.tokenizer.codes)) > 1e-5
-    )  # what the plain weights, zeros, give
+    # The weights that are not averaged, zeros, would give the logarithm.
+    assert abs(metrics["prior/nll"]["value"] - np.log(CONFIG.tokenizer.codebook_size)) > 1e-5
     assert (
         made_from["tokenizer"]
-        == checkpoints.read_meta(workdir / "transformer" / "checkpoints")["tokenizer"]
-    )  # the averages'
+        == checkpoints.read_meta(workdir / "prior" / "checkpoints")["tokenizer"]
+    )
     assert {
         "tokenizer/psnr",
-        "transformer/nll",
+        "prior/nll",
         "generated/coverage",
         "memorisation/close_share",
         "physics_generated/score",
         "physics_reconstructed/score",
     } <= set(metrics)
-    assert metrics["unigram/entropy"]["value"] <= np.log(CONFIG.tokenizer.codes)
+    assert metrics["unigram/entropy"]["value"] <= np.log(CONFIG.tokenizer.codebook_size)
     assert metrics["unigram/entropy"]["value"] <= metrics["unigram/train_cross_entropy"]["value"]
-    ratio = metrics["transformer/nll"]["value"] / metrics["unigram/entropy"]["value"]
+    ratio = metrics["prior/nll"]["value"] / metrics["unigram/entropy"]["value"]
     assert metrics["nll_over_unigram_entropy"]["value"] == pytest.approx(ratio)
     assert curve["first_frame"] == [0, 2, 4] and curve["count"] == curve["real_floor_count"] == 10
     assert all(
@@ -189,10 +185,25 @@ def test_evaluate_writes_every_number_with_its_definition_and_protocol(workdir):
     )
 
 
+def test_a_plain_number_of_clips_is_one_entry_of_a_table(workdir):
+    metrics = json.loads((workdir / "evaluate" / "metrics.json").read_text())
+    for kind, count in (("generated", 10), ("reconstructed", 40)):
+        entry = metrics[f"{kind}/brightness"]
+        assert entry["definition"] == f"mean value of {kind} clips"
+        assert entry["count"] == count and entry["real_floor_count"] == 13
+        assert 0 < entry["value"] < 1 and 0 < entry["real_floor"] < 1
+
+
 def test_evaluate_shows_real_reconstructed_and_generated_clips(workdir):
-    rows = 2 * evaluate.PICTURED_CLIPS + 8
+    rows = 2 * run_page.PICTURED_CLIPS + 8
     assert Image.open(workdir / "evaluate" / "contact_sheet.png").height == rows * 66 - 2
-    assert (workdir / "evaluate" / "curves.png").stat().st_size > 5_000
+    # The loss of both training stages, a panel for each.
+    assert Image.open(workdir / "evaluate" / "curves.png").size == (840, 300)
+    records = run_page.both_curves(workdir)
+    for stage in ("tokenizer", "prior"):
+        name = f"{stage}/train/loss"
+        losses = [record[name] for record in records if name in record]
+        np.testing.assert_allclose(losses, [1.0, 0.9, 0.8])
     page = (workdir / "evaluate" / "report.html").read_text()
     assert all(
         text in page
@@ -203,7 +214,7 @@ def test_evaluate_shows_real_reconstructed_and_generated_clips(workdir):
             "Quality over the length",
             "Memorisation",
             "nearest to it",
-            "Transformer: step 3, averaged weights",
+            "Prior: step 3, averaged weights",
         )
     )
 

@@ -13,19 +13,19 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from mebt_jax import sampler as sampler_lib
 from mebt_jax.config import from_config_dict, to_dict
 from mebt_jax.errors import UserError
+from mebt_jax.methods.masked.masked_method import MaskedMethod
 from mebt_jax.methods.masked.plan import REVISE
+from mebt_jax.methods.sampling_keys import window_keys
+from mebt_jax.methods.trained_prior import TrainedPrior
 from mebt_jax.runtime import mesh as mesh_lib
 from mebt_jax.runtime import pictures
 from mebt_jax.sampler import Sampler
 from mebt_jax.stages import sample
-from mebt_jax.stages.prior import TrainedTransformer, new_transformer
-from mebt_jax.stages.tokenizer import TrainedTokenizer
 from mebt_jax.tasks import masks
-from mebt_jax.tokenizer import quantizers
 from mebt_jax.tokenizer.autoencoder import Tokenizer
+from mebt_jax.tokenizer.latent_space import TokenSpace
 from tests.tiny_config import tiny_config
 
 # 16 frames of 16x16 are 4x4x4 tokens; every task here is given half of them, so that all share
@@ -35,7 +35,7 @@ CONFIG = from_config_dict(
         data__frames=16,
         sample__clips=3,
         sample__batch_size=2,
-        sample__draft_steps=1,
+        decoding__draft_steps=1,
         sample__formats=("npz",),
         mesh__data=2,
     )
@@ -47,29 +47,23 @@ MASK[:, :8] = True
 
 @pytest.fixture(scope="module")
 def models():
-    """A tokenizer whose codes follow the picture, and a transformer, both with random weights."""
+    """A tokenizer whose tokens follow the picture, and a prior, both with random weights."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update(
         "jax_disable_most_optimizations", True
     )  # the time of this test is compilation
-    tokenizer = nnx.split(Tokenizer(CONFIG.tokenizer, rngs=nnx.Rngs(0)), nnx.Param)
-    codebook = quantizers.init_codebook(CONFIG.tokenizer, jax.random.key(0))
-    transformer = nnx.split(
-        new_transformer(CONFIG, jax.random.key(1), codebook.embeddings), nnx.Param
-    )
-    noisy = jax.tree.map(
-        lambda x: x + jax.random.normal(jax.random.key(2), x.shape) / 4, transformer[1]
-    )
-    yield (
-        TrainedTokenizer(*tokenizer, codebook, content_hash="0"),
-        TrainedTransformer(transformer[0], noisy, step=3),
-    )
+    tokenizer = nnx.split(Tokenizer(CONFIG.tokenizer, rngs=nnx.Rngs(0)))
+    space = TokenSpace(*tokenizer, "0", mesh_lib.make_mesh(CONFIG.mesh))
+    method = MaskedMethod.from_config(CONFIG)
+    graphdef, params = nnx.split(method.create(jax.random.key(1), space.codebook), nnx.Param)
+    noisy = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(2), x.shape) / 4, params)
+    yield space, TrainedPrior(method, graphdef, noisy, step=3)
     jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")
 def sampler(models):
-    return Sampler(CONFIG, *models, mesh_lib.make_mesh(CONFIG.mesh))
+    return Sampler(CONFIG, *models)
 
 
 CALLS = {
@@ -95,11 +89,11 @@ def test_given_tokens_never_change(sampler, name):
     for seed in range(3):
         drawn[seed] = CALLS[name](sampler, seed=seed)
         assert drawn[seed].video.shape == VIDEOS.shape and drawn[seed].video.dtype == np.uint8
-        np.testing.assert_array_equal(drawn[seed].codes[:, known], given[:, known])
+        np.testing.assert_array_equal(drawn[seed].latents[:, known], given[:, known])
         np.testing.assert_array_equal(
-            drawn[seed].committed_at < 0, np.broadcast_to(known, drawn[seed].codes.shape)
+            drawn[seed].committed_at < 0, np.broadcast_to(known, drawn[seed].latents.shape)
         )
-    assert (drawn[0].codes != drawn[1].codes)[:, ~known].mean() > 0.05
+    assert (drawn[0].latents != drawn[1].latents)[:, ~known].mean() > 0.05
     again = CALLS[name](sampler, seed=1)
     np.testing.assert_array_equal(again.video, drawn[1].video)
 
@@ -113,12 +107,13 @@ def test_extend_goes_on_from_what_it_has_and_costs_no_memory(sampler):
     assert codes.shape == (2, 10, 4, 4)
     later = masks.continuation(CONFIG, 8)
     window = sampler.on_host(
-        sampler._decode(
+        sampler._sample(
             later,
-            sampler_lib._window_keys(sampler._keys(4, [0, 1]), 1),
+            window_keys(sampler._keys(4, [0, 1]), 1),
             jnp.pad(codes[:, 2:4], ((0, 0), (0, 2), (0, 0), (0, 0))),
             None,
-        ).codes
+            None,
+        ).latents
     )
     np.testing.assert_array_equal(window[:, :2], codes[:, 2:4])  # given tokens never change
     np.testing.assert_array_equal(window[:, 2:], codes[:, 4:6])
@@ -147,9 +142,7 @@ def program(monkeypatch, models, tmp_path):
     monkeypatch.setattr(
         Sampler,
         "from_workdir",
-        classmethod(
-            lambda cls, config, workdir: cls(config, *models, mesh_lib.make_mesh(config.mesh))
-        ),
+        classmethod(lambda cls, config, workdir: cls(config, *models)),
     )
     for i, video in enumerate(VIDEOS[:2]):
         pictures.write_mp4(tmp_path / "videos" / f"{i}.mp4", video, 10.0)
@@ -180,7 +173,7 @@ def program(monkeypatch, models, tmp_path):
 def test_every_task_runs_as_a_stage_and_any_clip_can_be_made_again_alone(program, settings, capsys):
     folder = program(**settings)
     assert (
-        f"{settings['task']}, 3 of 3 clips to make, 2 at a time; 3 passes each by 2 compiled"
+        f"{settings['task']}, 3 of 3 clips to draw, 2 at a time; 3 passes each"
         in capsys.readouterr().err
     )
     codes = np.load(folder / "tokens.npz")["codes"]
@@ -237,18 +230,20 @@ def test_an_interrupted_run_goes_on_where_it_stopped(program, monkeypatch):
 
 
 def test_settings_are_taken_from_presets_and_checked_by_name(models, tmp_path):
-    mesh = mesh_lib.make_mesh(CONFIG.mesh)
-    preset = Sampler(with_sample(preset="sky16"), *models, mesh)
-    assert (
-        preset.config.sample.draft_steps == 32
-        and preset.plan(masks.generate(CONFIG)).count(REVISE) == 4
-    )
+    sampler = Sampler(CONFIG, *models)
+    preset = sampler.changed(preset="sky16")
+    assert preset.prior.method.decoding.draft_steps == 32
+    assert preset.prior.method.plan().count(REVISE) == 4
+    # A field that is changed after the preset counts.
+    assert preset.changed(draft_steps=5).prior.method.decoding.draft_steps == 5
+    assert preset.changed(draft_steps=5).prior.method.decoding.revise_rounds == 2
     with pytest.raises(UserError, match="sky17.*sky16, taichi16"):
-        Sampler(with_sample(preset="sky17"), *models, mesh)
+        sampler.changed(preset="sky17")
     with pytest.raises(UserError, match="no work directory"):
         Sampler.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(to_dict(CONFIG)))
-    with pytest.raises(UserError, match="did you mean config.sample.batch_size"):
-        Sampler.load(tmp_path, batchsize=3)
+    for name, field in (("batchsize", "sample.batch_size"), ("topk", "decoding.top_k")):
+        with pytest.raises(UserError, match=f"did you mean config.{field}"):
+            Sampler.load(tmp_path, **{name: 3})
     with pytest.raises(UserError, match="3 videos are to be extended at once"):
-        next(Sampler(CONFIG, *models, mesh).extend(20, clips=3))
+        next(Sampler(CONFIG, *models).extend(20, clips=3))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from training_runs import TIMEOUT, Command
 
-from mebt_jax.data import preparation, token_cache
-from mebt_jax.runtime import checkpoints, pictures
+from mebt_jax.data import record_folders, token_cache
+from mebt_jax.runtime import loop, pictures
 from mebt_jax.runtime import workdir as workdir_lib
 from mebt_jax.stages import data
 
@@ -75,7 +75,7 @@ def test_killed_one_by_one_and_gone_on_with_on_other_meshes(tmp_path, compilatio
             assert set(codes) <= {1, -signal.SIGABRT}, output
             assert 1 not in codes or "another process" in output, output
         elif sign == signal.SIGTERM:  # to one, obeyed by all
-            assert codes == [checkpoints.EXIT_TERMINATED] * processes, output
+            assert codes == [loop.EXIT_TERMINATED] * processes, output
             assert "told to stop, saved step" in output, output
         else:
             assert codes == [0] * processes, output
@@ -102,7 +102,7 @@ def test_several_processes_store_the_tokens_that_one_stores(
     }
     stored, losses = {}, {}
     for name in ("one", "two"):
-        command = Command(tmp_path / name, compilation_cache, "transformer", **overrides)
+        command = Command(tmp_path / name, compilation_cache, "prior", **overrides)
         workdir_lib.mark_done(command.config, command.workdir, "tokenizer")
         if name == "one":
             command.run()
@@ -110,7 +110,7 @@ def test_several_processes_store_the_tokens_that_one_stores(
             started = command.start_several(2, 1, {"data": 2})
             assert [one.wait(timeout=TIMEOUT) for one in started] == [0, 0], command.outputs()
         (folder,) = (command.workdir / "data").glob("tokens_*")
-        manifest = preparation.read_manifest(folder)
+        manifest = record_folders.read_manifest(folder)
         splits = [
             token_cache.TokenSource(folder, split, manifest) for split in ("train", "validation")
         ]

@@ -21,8 +21,8 @@ CHOICES = {
         "tokenizer__code_width": 3,
     },
     "lfq": {"tokenizer__quantizer": "lfq", "tokenizer__code_width": 4},
-    "causal": {"tokenizer__causal": True, "tokenizer__norm": "token", "data__frames": 9},
-    "images": {"tokenizer__causal": True, "tokenizer__norm": "token", "data__frames": 1},
+    "causal": {"tokenizer__causal": True, "tokenizer__norm": "layer", "data__frames": 9},
+    "images": {"tokenizer__causal": True, "tokenizer__norm": "layer", "data__frames": 1},
 }
 
 
@@ -42,7 +42,7 @@ def test_the_whole_pipeline_runs_with(choice, tmp_path):
     assert (
         codes.shape == (8, *config.grid)
         and 0 <= codes.min()
-        and codes.max() < config.tokenizer.codes
+        and codes.max() < config.tokenizer.codebook_size
     )
     for line in (tmp_path / "tokenizer" / "metrics.jsonl").read_text().splitlines():
         values = json.loads(line)
@@ -60,14 +60,14 @@ def test_the_whole_pipeline_runs_with(choice, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiler")
-def test_batch_norm_trains_against_discriminators_in_pieces(tmp_path):
-    adversarial = {"frame_weight": 1.0, "clip_weight": 1.0, "start": 2, "warmup": 0, "channels": 4}
+def test_batch_norm_trains_against_discriminators_in_microbatches(tmp_path):
+    adversarial = {"frame_weight": 1.0, "video_weight": 1.0, "start": 2, "warmup": 0, "channels": 4}
     config = from_config_dict(
         tiny_config(
             mesh__data=1,
             tokenizer__norm="batch",
             tokenizer__patch=(1, 1, 1),
-            tokenizer__training__accumulation=2,
+            tokenizer__training__microbatches=2,
             tokenizer__training__steps=4,
             **{f"tokenizer__adversarial__{name}": value for name, value in adversarial.items()},
         )
@@ -81,7 +81,7 @@ def test_batch_norm_trains_against_discriminators_in_pieces(tmp_path):
         trained.content_hash
         == json.loads((tmp_path / "tokenizer" / "done.json").read_text())["tokenizer"]
     )
-    norm = trained.params["decoder"]["norm"]
+    norm = trained.variables["decoder"]["norm"]
     assert (
         np.abs(norm["mean"][...]).min() > 0 and np.abs(norm["variance"][...] - 1).min() > 0
     )  # 0 and 1 at the start

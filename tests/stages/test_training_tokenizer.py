@@ -9,12 +9,12 @@ import pytest
 from flax import nnx
 from PIL import Image
 from tiny_config import tiny_config
-from training_runs import LONG_TOKENIZER, OPPOSED_TOKENIZER, Command
+from training_runs import ADVERSARIAL_TOKENIZER, LONG_TOKENIZER, Command
 
 from mebt_jax.config import from_config_dict
 from mebt_jax.errors import UserError
 from mebt_jax.interop import weight_folders
-from mebt_jax.runtime import checkpoints
+from mebt_jax.runtime import checkpoints, host_arrays
 from mebt_jax.runtime import mesh as mesh_lib
 from mebt_jax.runtime.train_state import create_sharded
 from mebt_jax.stages import data
@@ -40,7 +40,7 @@ def train(steps, **overrides):
             stage.train_step,
             parts=parts,
             config=config.tokenizer,
-            opposed=config.tokenizer.adversarial.on,
+            with_discriminators=config.tokenizer.adversarial.on,
         ),
         out_shardings=(shardings, mesh_lib.replicated(mesh)),
         donate_argnums=0,
@@ -49,7 +49,7 @@ def train(steps, **overrides):
     for i in range(steps):
         video = np.random.default_rng(i).integers(0, 256, (8, 8, 16, 16, 3), dtype=np.uint8)
         state, metrics = step(
-            state, mesh_lib.put_batch(mesh, {"video": video})["video"], jax.random.key(2)
+            state, host_arrays.put_batch(mesh, {"video": video})["video"], jax.random.key(2)
         )
         losses.append(float(metrics["loss"]))
     return losses, state
@@ -60,7 +60,7 @@ ADVERSARIAL = {
     f"tokenizer__adversarial__{name}": value
     for name, value in {
         "frame_weight": 1.0,
-        "clip_weight": 1.0,
+        "video_weight": 1.0,
         "channels": 8,
         "layers": 1,
         "start": 0,
@@ -78,19 +78,20 @@ def test_losses_do_not_depend_on_the_mesh_and_parameters_really_split(overrides)
     single, _ = train(3, mesh__data=1, **overrides)
     losses, state = train(3, mesh__data=2, mesh__fsdp=4, **overrides)
     np.testing.assert_allclose(losses, single, rtol=1e-5, atol=1e-5)
-    arrays = jax.tree.leaves((state.params, state.ema, state.opt_state, state.adversary))
+    arrays = jax.tree.leaves((state.params, state.ema, state.opt_state, state.disc_state))
     split = [leaf for leaf in arrays if leaf.size >= 512 and leaf.ndim > 1]
     assert split and all(leaf.addressable_shards[0].data.size * 4 == leaf.size for leaf in split)
 
 
 @pytest.mark.slow
 def test_accumulation_takes_the_same_step():
-    # Random restarts of codes see the rows in the same order, so even those agree.
+    # Restarted embeddings are drawn from the rows in the same order, so even those agree.
     losses, state = train(3, mesh__data=1)
-    others, other = train(3, mesh__data=1, tokenizer__training__accumulation=4)
+    others, other = train(3, mesh__data=1, tokenizer__training__microbatches=4)
     np.testing.assert_allclose(others, losses, rtol=1e-5)
-    np.testing.assert_allclose(other.statistics.counts, state.statistics.counts, atol=1e-4)
-    np.testing.assert_allclose(other.statistics.embeddings, state.statistics.embeddings, atol=1e-3)
+    ours, theirs = (s.model_state["quantizer"] for s in (other, state))
+    np.testing.assert_allclose(ours["counts"][...], theirs["counts"][...], atol=1e-4)
+    np.testing.assert_allclose(ours["codebook"][...], theirs["codebook"][...], atol=1e-3)
 
 
 @pytest.mark.slow
@@ -107,20 +108,19 @@ def test_a_run_that_was_stopped_and_killed_ends_like_one_that_was_not(
 def test_so_does_one_with_discriminators_and_the_checkpoint_before_them_is_kept(
     compilation_cache, tmp_path
 ):
-    whole = Command(tmp_path / "whole", compilation_cache, "tokenizer", **OPPOSED_TOKENIZER)
+    whole = Command(tmp_path / "whole", compilation_cache, "tokenizer", **ADVERSARIAL_TOKENIZER)
     whole.run()
-    command = stopped_and_killed(tmp_path / "killed", compilation_cache, OPPOSED_TOKENIZER)
+    command = stopped_and_killed(tmp_path / "killed", compilation_cache, ADVERSARIAL_TOKENIZER)
     assert command.record() == whole.record()
     assert 7 in command.steps() & whole.steps()
     before = checkpoints.find_checkpoints(
         command.workdir / "tokenizer" / "checkpoints" / "7", "tokenizer"
     )
     assert checkpoints.read_meta(before)["step"] == 7
-    opposed = [line for line in command.record()[0] if "train/clip_logits/real" in line]
-    assert (
-        opposed[0]["step"] == 6
-        and opposed[0]["train/adversarial_scale"] == 0 < opposed[-1]["train/adversarial_scale"]
-    )
+    lines = [line for line in command.record()[0] if "train/clip_logits/real" in line]
+    first, last = lines[0], lines[-1]
+    assert first["step"] == 6
+    assert first["train/adversarial_scale"] == 0 < last["train/adversarial_scale"]
 
 
 def stopped_and_killed(workdir, compilation_cache, overrides):
@@ -144,7 +144,7 @@ def test_a_loss_that_explodes_stops_the_run_with_one_sentence(tmp_path):
         tiny_config(
             mesh__data=1,
             tokenizer__training__learning_rate=1e30,
-            tokenizer__training__clip_norm=0.0,
+            tokenizer__training__grad_clip_norm=0.0,
             tokenizer__training__checkpoint_every=1,
         )
     )
@@ -158,9 +158,11 @@ def test_a_loss_that_explodes_stops_the_run_with_one_sentence(tmp_path):
 
 def test_a_tokenizer_of_other_sizes_is_refused(tokenizer_run, tmp_path):
     config = from_config_dict(
-        tiny_config(tokenizer__checkpoint=str(tokenizer_run.workdir), tokenizer__codes=32)
+        tiny_config(tokenizer__checkpoint=str(tokenizer_run.workdir), tokenizer__codebook_size=32)
     )
-    with pytest.raises(UserError, match=r"has codes 16, but config\.tokenizer\.codes is 32"):
+    with pytest.raises(
+        UserError, match=r"has codebook_size 16, but config\.tokenizer\.codebook_size is 32"
+    ):
         stage.run(config, tmp_path)
 
 
@@ -203,7 +205,7 @@ def test_images_and_videos_train_one_tokenizer(tmp_path):
             mesh__data=1,
             data__frames=9,
             tokenizer__causal=True,
-            tokenizer__norm="token",
+            tokenizer__norm="layer",
             tokenizer__training__validate_every=2,
             data__mixture=(
                 {"source": "moving_shapes", "path": "", "weight": 1.0},

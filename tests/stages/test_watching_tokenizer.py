@@ -1,4 +1,4 @@
-"""Trainings that are driven into failure on purpose: the run itself says what goes wrong."""
+"""Trainings that are driven into failure on purpose: the run reports what goes wrong."""
 
 import pytest
 from tiny_config import tiny_config
@@ -15,12 +15,12 @@ RUN = {
     "tokenizer__training__validate_every": 1000,
     "tokenizer__training__checkpoint_every": 1000,
     "tokenizer__restart_threshold": 0.0,
-    "tokenizer__training__clip_norm": 0.0,
+    "tokenizer__training__grad_clip_norm": 0.0,
 }
-OPPOSED = {
+ADVERSARIAL = {
     f"tokenizer__adversarial__{name}": value
     for name, value in {
-        "clip_weight": 1.0,
+        "video_weight": 1.0,
         "channels": 8,
         "layers": 2,
         "start": 4,
@@ -29,18 +29,18 @@ OPPOSED = {
     }.items()
 }
 FAILURES = {
-    # Nothing holds the features at their codes, and the codes cannot follow.
-    "run away from the codes": {
+    # Nothing holds the features at the codebook, and the codebook cannot follow.
+    "run away from the codebook": {
         "tokenizer__commitment_weight": 0.0,
         "tokenizer__codebook_decay": 0.9999,
         "tokenizer__training__learning_rate": 0.03,
     },
-    # All kernels decay to nothing, so all features become the same, and so do their codes.
-    "uses its codes as if": {"tokenizer__training__weight_decay": 500.0},
-    # A tokenizer of two codes that hardly moves, against a discriminator that runs.
-    "discriminator of clips has won": OPPOSED
+    # All kernels decay to nothing, so all features become the same, and so do their tokens.
+    "uses its codebook as if": {"tokenizer__training__weight_decay": 500.0},
+    # A tokenizer of two tokens that hardly moves, against a discriminator that runs.
+    "discriminator of clips has won": ADVERSARIAL
     | {
-        "tokenizer__codes": 2,
+        "tokenizer__codebook_size": 2,
         "tokenizer__training__learning_rate": 1e-9,
         "tokenizer__adversarial__learning_rate": 3e-3,
         "tokenizer__adversarial__lecam_weight": 0.0,
@@ -49,17 +49,17 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("words", FAILURES)
-def test_a_run_says_what_goes_wrong(words, tmp_path, capsys):
+def test_a_run_reports_what_goes_wrong(words, tmp_path, capsys):
     config = from_config_dict(tiny_config(**RUN, **FAILURES[words]))
     data.run(config, tmp_path)
     stage.run(config, tmp_path)
-    said = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
-    assert sum(words in line for line in said) == 1, said
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
+    assert sum(words in line for line in warnings) == 1, warnings
 
 
-def test_a_sound_run_says_nothing(tmp_path, capsys):
+def test_a_sound_run_reports_nothing(tmp_path, capsys):
     config = from_config_dict(
-        tiny_config(**RUN, **OPPOSED, tokenizer__adversarial__learning_rate=1e-4)
+        tiny_config(**RUN, **ADVERSARIAL, tokenizer__adversarial__learning_rate=1e-4)
     )
     data.run(config, tmp_path)
     stage.run(config, tmp_path)

@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT = 600  # seconds; a busy machine takes ten times as long as one at rest
 LONG_TOKENIZER = {"tokenizer__training__steps": 40, "tokenizer__training__validate_every": 1000}
 # Every part of the training: without discriminators, they alone, and all together.
-OPPOSED_TOKENIZER = LONG_TOKENIZER | {
+ADVERSARIAL_TOKENIZER = LONG_TOKENIZER | {
     f"tokenizer__adversarial__{name}": value
     for name, value in {
         "frame_weight": 1.0,
-        "clip_weight": 1.0,
+        "video_weight": 1.0,
         "channels": 4,
         "layers": 1,
         "start": 7,
@@ -32,8 +32,8 @@ OPPOSED_TOKENIZER = LONG_TOKENIZER | {
     }.items()
 }
 LONG_TRANSFORMER = {
-    "transformer__training__steps": 40,
-    "transformer__training__validate_every": 1000,
+    "prior__training__steps": 40,
+    "prior__training__validate_every": 1000,
 }
 
 

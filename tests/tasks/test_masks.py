@@ -4,12 +4,10 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mebt_jax.config import from_config_dict
 from mebt_jax.errors import UserError
 from mebt_jax.methods.masked.plan import build_plan
-from mebt_jax.runtime import pictures
 from mebt_jax.tasks import masks
 from tests.tiny_config import tiny_config
 
@@ -83,8 +81,7 @@ def test_an_edit_shows_the_whole_video_and_a_prediction_its_last_frame_on():
         (lambda: masks.edit(CONFIG, (0, 4, 8, 20, 0, 4)), "region is"),
         (lambda: masks.predict(CONFIG, 8).visible(VIDEO[:4]), "has 4 frames"),
         (lambda: masks.predict(CONFIG, 8).visible(VIDEO[:, :8]), "clips are uint8"),
-        (lambda: build_plan(CONFIG.sample, 64, 65), "65 tokens are given"),
-        (lambda: masks.find_inputs("no such folder"), "there is no video"),
+        (lambda: build_plan(CONFIG.decoding, 64, 65), "65 tokens are given"),
         (
             lambda: masks.from_config(from_config_dict(tiny_config(sample__task="edit"))),
             "needs a video",
@@ -94,22 +91,3 @@ def test_an_edit_shows_the_whole_video_and_a_prediction_its_last_frame_on():
 def test_what_does_not_fit_is_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()
-
-
-def test_videos_and_masks_come_from_files(tmp_path):
-    pictures.write_mp4(tmp_path / "a.mp4", VIDEO, 10.0)
-    (clip,) = (masks.read_clip(video, CONFIG) for video in masks.find_inputs(str(tmp_path)))
-    (same,) = (
-        masks.read_clip(video, CONFIG) for video in masks.find_inputs(str(tmp_path / "a.mp4"))
-    )
-    assert clip.shape == (16, 16, 16, 3) and (clip == same).all()
-    np.save(tmp_path / "mask.npy", box_mask())
-    np.testing.assert_array_equal(masks.read_mask(str(tmp_path / "mask.npy"), 16), box_mask())
-    Image.fromarray(np.where(box_mask()[9], 255, 0).astype(np.uint8)).save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(masks.read_mask(str(tmp_path / "mask.png"), 16), box_mask()[9])
-    for path in (tmp_path / "a.mp4", tmp_path / "none.npy"):
-        with pytest.raises(UserError, match="mask"):
-            masks.read_mask(str(path), 16)
-    (tmp_path / "a.mp4").write_bytes(b"no video")
-    with pytest.raises(UserError, match="a.mp4 cannot be used"):
-        masks.read_clip(masks.find_inputs(str(tmp_path / "a.mp4"))[0], CONFIG)

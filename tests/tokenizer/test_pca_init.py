@@ -1,5 +1,5 @@
-"""The start of a folded tokenizer: the best linear map, and codes among the features, rare ones
-too.
+"""The fitted start of a tokenizer: the best linear map, and a codebook among the features, rare
+ones too.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ from flax import nnx
 
 from configs import base
 from mebt_jax import config as config_module
-from mebt_jax.tokenizer import quantizers
 from mebt_jax.tokenizer.autoencoder import Tokenizer
 from mebt_jax.tokenizer.training import losses, pca_init
 
@@ -22,7 +21,7 @@ CONFIG = dataclasses.replace(
     compression=(2, 2, 2),
     patch=(2, 2, 2),
     hidden=4,
-    codes=6,
+    codebook_size=6,
     code_width=24,
 )
 
@@ -30,19 +29,12 @@ CONFIG = dataclasses.replace(
 def fitted(config, video):
     @jax.jit
     def fit(video):
-        tokenizer, codebook = (
-            Tokenizer(config, rngs=nnx.Rngs(0)),
-            quantizers.init_codebook(config, jax.random.key(0)),
-        )
-        tokenizer, codebook = pca_init.fit(
-            tokenizer, codebook, video, jax.random.key(1), batch_size=2
-        )
-        return nnx.state(tokenizer, nnx.Param), codebook
+        tokenizer = Tokenizer(config, rngs=nnx.Rngs(0))
+        pca_init.fit(tokenizer, video, jax.random.key(1), batch_size=2)
+        return nnx.state(tokenizer)
 
-    params, codebook = fit(video)
-    return nnx.merge(
-        nnx.graphdef(nnx.eval_shape(lambda: Tokenizer(config, rngs=nnx.Rngs(0)))), params
-    ), codebook
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Tokenizer(config, rngs=nnx.Rngs(0))))
+    return nnx.merge(graphdef, fit(video))
 
 
 @pytest.mark.parametrize("width", [5, pytest.param(30, marks=pytest.mark.slow)])
@@ -61,12 +53,12 @@ def test_the_linear_map_is_the_best_of_its_width(width):
         jnp.float32,
     )
     values = np.linalg.svd((patches - patches.mean((0, 1))).reshape(-1, 24), compute_uv=False)
-    tokenizer, _ = fitted(dataclasses.replace(CONFIG, code_width=width), video)
+    tokenizer = fitted(dataclasses.replace(CONFIG, code_width=width), video)
     error = float(jnp.square(tokenizer.decode(tokenizer.encode(video)) - video).sum())
     assert error == pytest.approx(float(np.sum(values[width:] ** 2)), rel=1e-3, abs=1e-5)
 
 
-def test_every_kind_of_patch_gets_a_code_however_rare():
+def test_every_kind_of_patch_gets_a_token_however_rare():
     kinds = jax.random.uniform(jax.random.key(2), (6, 24), minval=-0.5, maxval=0.5)
     which = np.zeros(512, int)
     which[:5] = [1, 2, 3, 4, 5]  # each of them once among the many of kind 0
@@ -76,66 +68,66 @@ def test_every_kind_of_patch_gets_a_code_however_rare():
         .transpose(0, 1, 4, 2, 5, 3, 6, 7)
         .reshape(8, 8, 8, 8, 3)
     )
-    tokenizer, codebook = fitted(CONFIG, video)
-    codes = quantizers.nearest_codes(codebook, tokenizer.encode(video))
-    assert len(np.unique(codes)) == 6
-    np.testing.assert_allclose(
-        tokenizer.decode(quantizers.lookup(codebook, codes)), video, atol=1e-3
-    )
+    tokenizer = fitted(CONFIG, video)
+    tokens, quantizer = tokenizer.tokenize(video), tokenizer.quantizer
+    assert len(np.unique(tokens)) == 6
+    np.testing.assert_allclose(tokenizer.decode_tokens(tokens), video, atol=1e-3)
     # The running counts are those of a batch of two of the eight clips.
-    np.testing.assert_allclose(np.sort(codebook.counts), np.sort(np.bincount(which)) / 4, rtol=1e-5)
+    counts = quantizer.counts[...]
+    np.testing.assert_allclose(np.sort(counts), np.sort(np.bincount(which)) / 4, rtol=1e-5)
     np.testing.assert_allclose(
-        codebook.sums / codebook.counts[:, None], codebook.embeddings, atol=1e-5
+        quantizer.sums[...] / counts[:, None], quantizer.codebook[...], atol=1e-5
     )
 
 
 @pytest.mark.parametrize(
     "kind, sizes",
     [
-        ("fsq", {"levels": (5, 3, 2), "code_width": 3, "codes": 30}),
-        pytest.param("lfq", {"code_width": 3, "codes": 8}, marks=pytest.mark.slow),
+        ("fsq", {"levels": (5, 3, 2), "code_width": 3, "codebook_size": 30}),
+        pytest.param("lfq", {"code_width": 3, "codebook_size": 8}, marks=pytest.mark.slow),
     ],
 )
-def test_a_fixed_grid_is_spread_over_the_components_with_the_best_way_back(kind, sizes):
+def test_components_spread_over_a_fixed_grid_and_the_shortcut_to_pixels_is_the_best(kind, sizes):
     config = dataclasses.replace(CONFIG, quantizer=kind, **sizes)
     rng = np.random.default_rng(0)
     colours = 0.3 * rng.normal(
         size=(8, 2, 4, 4, 3)
     )  # one for each patch, so that three components are all there is
     video = jnp.asarray(colours.repeat(2, 1).repeat(2, 2).repeat(2, 3), jnp.float32)
-    tokenizer, codebook = fitted(config, video)
+    tokenizer = fitted(config, video)
     features = tokenizer.encode(video)
     np.testing.assert_allclose(features.std((0, 1, 2, 3)), 1, rtol=1e-3)
-    codes = quantizers.nearest_codes(codebook, features)
-    error = video - tokenizer.decode(quantizers.lookup(codebook, codes))
+    tokens = tokenizer.quantizer.tokenize(features)
+    error = video - tokenizer.decode_tokens(tokens)
     # What the best linear map leaves is correlated with nothing it sees.
     left = error[:, ::2, ::2, ::2].reshape(-1, 3)
-    seen = quantizers.lookup(codebook, codes).reshape(-1, config.code_width)
+    seen = tokenizer.quantizer.lookup(tokens).reshape(-1, config.code_width)
     np.testing.assert_allclose(seen.T @ left / len(left), 0, atol=1e-4)
     assert float(jnp.square(error).mean()) < 0.5 * float(jnp.square(video).mean())
 
 
 @pytest.mark.slow
-def test_the_official_network_starts_its_codes_at_features_of_one_batch():
+def test_the_official_network_starts_its_codebook_at_features_of_one_batch():
     config = dataclasses.replace(CONFIG, patch=(1, 1, 1))
     video = jax.random.uniform(jax.random.key(3), (4, 4, 4, 4, 3))
     before = jax.jit(lambda: nnx.state(Tokenizer(config, rngs=nnx.Rngs(0)), nnx.Param))()
-    tokenizer, codebook = fitted(config, video)
+    tokenizer = fitted(config, video)
     jax.tree.map(np.testing.assert_array_equal, before, nnx.state(tokenizer, nnx.Param))
     features = tokenizer.encode(video[:2]).reshape(-1, 24)
-    assert all(jnp.abs(features - code[None]).max(-1).min() < 1e-6 for code in codebook.embeddings)
+    for embedding in tokenizer.quantizer.codebook[...]:
+        assert jnp.abs(features - embedding[None]).max(-1).min() < 1e-6
 
 
 def test_enough_clips_for_the_mesh_to_share():
     assert (
-        pca_init.clips_needed(512, 64, 16, folded=True) == 1024
-        and pca_init.clips_needed(16, 32, 8, folded=True) == 64
+        pca_init.clips_needed(512, 64, 16, has_shortcut=True) == 1024
+        and pca_init.clips_needed(16, 32, 8, has_shortcut=True) == 64
     )
     assert (
-        pca_init.clips_needed(16_384, 8192, 6, folded=True) == 24
-        and pca_init.clips_needed(512, 10**6, 4, folded=True) == 4
+        pca_init.clips_needed(16_384, 8192, 6, has_shortcut=True) == 24
+        and pca_init.clips_needed(512, 10**6, 4, has_shortcut=True) == 4
     )
-    assert pca_init.clips_needed(512, 64, 16, folded=False) == 16
+    assert pca_init.clips_needed(512, 64, 16, has_shortcut=False) == 16
 
 
 @pytest.mark.slow
@@ -143,16 +135,16 @@ def test_the_first_steps_do_not_undo_the_fit():
     """Adam moves every weight by the whole learning rate; the network beside the shortcut must
     count for less than that.
     """
-    config = dataclasses.replace(CONFIG, hidden=64, codes=16)
+    config = dataclasses.replace(CONFIG, hidden=64, codebook_size=16)
     video = jax.random.uniform(jax.random.key(3), (2, 2, 8, 8, 3), minval=-0.5, maxval=0.5)
-    tokenizer, codebook = fitted(config, video)
-    graphdef, params = nnx.split(tokenizer, nnx.Param)
+    tokenizer = fitted(config, video)
+    graphdef, params, model_state = nnx.split(tokenizer, nnx.Param, ...)
     optimizer = optax.adam(3e-4, 0.9, 0.95)
 
     def step(carry, _):
         params, moments = carry
         (_, output), gradients = jax.value_and_grad(
-            lambda p: losses.tokenizer_loss(nnx.merge(graphdef, p), codebook, video, config),
+            lambda p: losses.tokenizer_loss(nnx.merge(graphdef, p, model_state), video, config),
             has_aux=True,
         )(params)
         updates, moments = optimizer.update(gradients, moments)

@@ -1,10 +1,9 @@
-"""Built-in data: coloured shapes that move, bounce and pass behind a bar. Drawn on the fly; a
-source for data/pipeline.py.
+"""Built-in data: coloured shapes that move, bounce and pass behind a bar, drawn on the fly.
 
-A clip is a pure function of (seed, index), so nothing is downloaded or stored. It has structure at
-every distance in time that a model can get right or wrong: straight motion from frame to frame,
-bounces, a shape that comes out from behind the bar with the colour, kind and path with which it
-went in, and a background that changes evenly over the whole clip.
+A clip is a pure function of (seed, index), so nothing is downloaded or stored. A model can be right
+or wrong about it at every distance in time: straight motion from frame to frame, bounces, a shape
+that leaves the bar with the colour, kind and path that it had before, and a background that changes
+evenly over the whole clip.
 """
 
 import dataclasses
@@ -17,8 +16,8 @@ BACKGROUNDS = ((16, 20, 56), (60, 20, 26))
 BAR_COLOUR = (128, 128, 128)
 
 # Lengths are in frame widths, speeds in frame widths per frame. Shapes start on a coarse grid and
-# move along one axis, one cell in four frames, so that few different patches of pixels occur: a
-# small tokenizer trained for a minute tells them all apart.
+# move along one axis, one cell in four frames. So few different patches of pixels occur that a
+# small tokenizer, trained for a minute, has a code for each.
 CELL = 1 / 4
 RADIUS = CELL / 2
 BAR_WIDTH = CELL  # hides a shape whole
@@ -46,8 +45,8 @@ class Scene:
     """
 
     shapes: tuple[Shape, ...]
-    # [number of shapes, F] share of each shape's area that is not hidden by the bar or another
-    # shape
+    # [number of shapes, F]: fraction of each shape's area that neither the bar nor another shape
+    # hides
     visible: np.ndarray
     bar: tuple[int, int]  # first column of the bar, and the first after it
     background: np.ndarray  # [F, 3] uint8
@@ -98,8 +97,7 @@ class MovingShapes:
             raise IndexError(f"Clip {i} of {self.num_clips}.")
         rng = np.random.default_rng((self.seed, self.offset + i))
         time = np.arange(self.frames)
-        # Two shapes of a clip differ in colour: otherwise nobody could say which of them came out
-        # from behind the bar.
+        # The two shapes of a clip differ in colour, so that it is clear which of them left the bar.
         colours = rng.choice(list(COLOURS), size=2, replace=False)
         shapes = []
         for colour in colours:
@@ -113,14 +111,14 @@ class MovingShapes:
         first, last = np.roll(
             np.array(BACKGROUNDS, np.float64), rng.integers(len(BACKGROUNDS)), axis=0
         )
-        share = time[:, None] / max(self.frames - 1, 1)
-        background = np.rint(first + share * (last - first)).astype(np.uint8)
+        progress = time[:, None] / max(self.frames - 1, 1)
+        background = np.rint(first + progress * (last - first)).astype(np.uint8)
         return tuple(shapes), (left, left + round(BAR_WIDTH * self.resolution)), background
 
 
-def on_grid(place: np.ndarray | float) -> np.ndarray:
+def on_grid(position: np.ndarray | float) -> np.ndarray:
     """The nearest multiple of CELL."""
-    return np.rint(np.asarray(place) / CELL) * CELL
+    return np.rint(np.asarray(position) / CELL) * CELL
 
 
 def bounce(position: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -132,10 +130,10 @@ def bounce(position: np.ndarray, low: float, high: float) -> np.ndarray:
 def coverage(
     shape: Shape, resolution: int
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(share of each pixel that the shape covers, [F, k, k] float32; index of those pixels in an
+    """(fraction of each pixel that the shape covers, [F, k, k] float32; index of these pixels in an
     [F, H, W] array).
 
-    Only a box of k x k pixels around the shape is worked on, which keeps large clips fast.
+    Only a box of k x k pixels around the shape is computed, which is fast for large frames.
     """
     size = min(resolution, int(2 * shape.radius) + 3)
     corner = np.clip(

@@ -1,139 +1,129 @@
-"""What decoding costs, before anything is compiled: floating-point operations, and how many clips
-fit on a device.
+"""What decoding costs, before anything is compiled: operations of a clip, and memory of a batch.
+
+Both are read off the traced passes, so they hold for every backbone.
 """
 
-import os
+import functools
+from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
 
-from mebt_jax.config import Config, TransformerConfig
-from mebt_jax.errors import UserError
-from mebt_jax.methods.masked.decode import LOGITS_BLOCK
-from mebt_jax.methods.masked.plan import DRAFT, REVISE, Pass, Plan, Sizes, shared_sizes
+from mebt_jax.methods.interface import SamplingProgram
+from mebt_jax.methods.masked import decode
+from mebt_jax.methods.masked.orders import Grid
+from mebt_jax.methods.masked.passes import DecodeState, PassInputs
+from mebt_jax.methods.masked.plan import Pass, Plan, Sizes, shared_sizes
+from mebt_jax.runtime import mesh as mesh_lib
+from mebt_jax.runtime.flops import matrix_flops
+from mebt_jax.runtime.live_memory import peak_bytes
 
-# Arrays of the size of the video's finest feature maps that live at one time while codes are turned
-# into pixels.
-PIXEL_ARRAYS = 4
+
+def distinct_passes(plan: Plan) -> list[tuple[Pass, Sizes, int]]:
+    """A pass of each compiled program, its sizes, and how many passes share the program."""
+    found: dict[Any, list[Pass]] = {}
+    for step, sizes in zip(plan.passes, shared_sizes(plan)):
+        found.setdefault((step.kind, sizes), []).append(step)
+    return [(passes[0], sizes, len(passes)) for (_, sizes), passes in found.items()]
 
 
 def plan_flops(
-    model: TransformerConfig, codes: int, plan: Plan, *, plain: bool = False, padded: bool = True
+    graphdef: nnx.GraphDef, params: Any, plan: Plan, grid: Grid, *, plain: bool = False
 ) -> int:
-    """Operations of the matrix products of one clip; a multiplication and an addition count as two.
+    """Operations of the matrix products of one clip, padding included; a multiplication and an
+    addition count as two.
 
     Args:
-        model: the transformer.
-        codes: V.
+        graphdef, params: the backbone; its arrays may be abstract.
         plan: the passes.
-        plain: without cache, and with the last decode block and the head for all targets.
-        padded: with the padding that `decode` runs; otherwise for the exact counts.
+        grid: (T, H, W).
+        plain: without cache, and with the whole model for all targets.
     """
-    total = 0
-    for one, shared in zip(plan.passes, shared_sizes(plan)):
-        by_confidence = one.kind == DRAFT and plan.order == "confidence"
-        exact = Sizes(
-            one.contexts,
-            one.targets,
-            one.targets if by_confidence else one.committed,
-            one.committed,
-        )
-        total += pass_flops(
-            model, codes, one, shared if padded else exact, plan.num_tokens, plain=plain
-        )
-    return total
-
-
-def pass_flops(
-    model: TransformerConfig, codes: int, one: Pass, size: Sizes, num_tokens: int, *, plain: bool
-) -> int:
-    """Operations of the matrix products of one pass over one clip with arrays of the given sizes,
-    see `plan_flops`.
-    """
-    square, attention, latents, targets = (
-        model.width**2,
-        4 * model.width,
-        model.latents,
-        size.targets,
+    return sum(
+        count * matrix_flops(traced_pass(graphdef, params, plan, grid, step, sizes, plain=plain))
+        for step, sizes, count in distinct_passes(plan)
     )
-    contexts = num_tokens if one.kind == REVISE and not plain else size.contexts
-    asked = targets if plain else size.asked
-    last = len(model.layers) - 1
-    total = 2 * asked * model.width * codes
-    for layer, kind in enumerate(model.layers):
-        asking = {
-            "decode": asked if layer == last else targets,
-            "full": latents + targets,
-            "maskgit": contexts + targets,
-        }.get(kind, latents)
-        keys = {"encode": contexts, "latent": latents, "decode": latents}.get(
-            kind, latents + targets
-        )
-        keys = contexts + targets if kind == "maskgit" else keys
-        made = 0 if kind == "encode" and not plain else keys
-        # Per asking token query, output and the MLP of width 4 D; per key token key and value; then
-        # scores and sums.
-        total += 20 * square * asking + 4 * square * made + attention * asking * keys
-    if not plain:
-        total += model.layers.count("encode") * 4 * square * size.committed
-    return total
 
 
-def clip_bytes(config: Config, plan: Plan, num_tokens: int) -> int:
-    """Bytes per clip at the widest point: cache and the largest pass, or the way from codes to
-    pixels.
+def clip_bytes(graphdef: nnx.GraphDef, params: Any, plan: Plan, grid: Grid) -> int:
+    """Bytes per clip at the widest pass: the decoding state with its cache, and what the pass
+    computes. An estimate: compilers fuse and reorder.
     """
-    model, tokenizer = config.transformer, config.tokenizer
-    width, item = model.width, np.dtype("float32").itemsize if model.dtype == "float32" else 2
-    cached = 0 if "maskgit" in model.layers else model.layers.count("encode")
-    cache = 2 * cached * num_tokens * width * item
-    passes = [
-        (size.targets + model.latents)
-        * 12
-        * width
-        * item  # stream, query, keys, values, and the two of the MLP's width
-        + model.heads
-        * model.latents
-        * max(size.targets, num_tokens)
-        * (4 + item)  # attention scores and weights
-        + 3 * min(LOGITS_BLOCK, size.asked) * tokenizer.codes * 4  # logits
-        for size in shared_sizes(plan)
-    ]
-    pixels = config.data.frames * config.data.resolution**2
-    channels = max(3, 2 * tokenizer.hidden // int(np.prod(tokenizer.patch)))
-    return max(cache + max(passes), PIXEL_ARRAYS * pixels * channels * 4)
+    state = sum(
+        leaf.size * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(abstract_state(graphdef, params, plan, grid, clips=1))
+    )
+    return state + max(
+        peak_bytes(traced_pass(graphdef, params, plan, grid, step, sizes)) - state
+        for step, sizes, _ in distinct_passes(plan)
+    )
 
 
-def check_batch(
-    config: Config, plan: Plan, parameter_bytes: int, shards: int, limit: int | None = None
-) -> None:
-    """Raises UserError if `config.sample.batch_size` clips over `shards` devices should not fit;
-    says how many should.
+def pass_programs(
+    graphdef: nnx.GraphDef, params: Any, plan: Plan, grid: Grid, batch_size: int, mesh: Mesh
+) -> list[SamplingProgram]:
+    """The passes of a plan as `decode` compiles them for a mesh, from abstract parameters."""
+    batch = mesh_lib.batch_sharding(mesh)
 
-    Args:
-        parameter_bytes: of the weights on each device.
-        limit: bytes of a device; None asks the device, or on a CPU the machine.
-    """
-    limit = device_bytes() if limit is None else limit
-    each = clip_bytes(config, plan, plan.num_tokens)
-    largest = max(0, limit - parameter_bytes) // each * shards
-    if config.sample.batch_size > largest:
-        mend = (
-            f"the largest that should is {largest}"
-            if largest
-            else f"not one does, as a clip takes about {each / 2**30:.1f} GiB beside the weights; use larger devices or "
-            f"bfloat16"
+    def split(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch)
+
+    state = jax.tree.map(split, abstract_state(graphdef, params, plan, grid, clips=batch_size))
+    keys, run = split(abstract_keys(batch_size)), decode.pass_program(mesh)
+    programs = []
+    for step, sizes, turns in distinct_passes(plan):
+        inputs = jax.eval_shape(functools.partial(PassInputs.of, 0, step))
+        spec = decode.pass_spec(plan, step, sizes)
+        flops = matrix_flops(traced_pass(graphdef, params, plan, grid, step, sizes))
+        programs.append(
+            SamplingProgram(
+                f"{step.kind} pass of {sizes.targets} targets",
+                run.trace(graphdef, params, state, keys, None, inputs, spec=spec),
+                state,
+                flops * batch_size,
+                turns,
+            )
         )
-        raise UserError(
-            f"config.sample.batch_size {config.sample.batch_size} does not fit the "
-            f"{limit / 2**30:.1f} GiB of each "
-            f"of the {shards} device(s): {mend}."
-        )
+    return programs
 
 
-def device_bytes() -> int:
-    """Memory that one device of this process can use."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def abstract_state(
+    graphdef: nnx.GraphDef, params: Any, plan: Plan, grid: Grid, *, clips: int, plain: bool = False
+) -> DecodeState:
+    """Shapes of the state of decoding a batch of clips."""
+    shape = (clips, plan.num_tokens)
+    start = functools.partial(decode.start, graphdef, plan=plan, grid=grid, plain=plain, mesh=None)
+    tokens, known = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.bool_))
+    return jax.eval_shape(start, params, abstract_keys(clips), tokens, known, None)
+
+
+def abstract_keys(clips: int) -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), clips))
+
+
+@functools.lru_cache(maxsize=64)
+def _traced(graphdef: Any, spec: Any, avals: Any, treedef: Any) -> Any:
+    abstract = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*aval) for aval in avals])
+    run = functools.partial(decode.run_pass, graphdef, spec=spec, mesh=None)
+    return jax.make_jaxpr(run)(*abstract).jaxpr
+
+
+def traced_pass(
+    graphdef: nnx.GraphDef,
+    params: Any,
+    plan: Plan,
+    grid: Grid,
+    step: Pass,
+    sizes: Sizes,
+    *,
+    plain: bool = False,
+) -> Any:
+    """The jaxpr of `decode.run_pass` for one clip."""
+    state = abstract_state(graphdef, params, plan, grid, clips=1, plain=plain)
+    inputs = jax.eval_shape(functools.partial(PassInputs.of, 0, step))
+    spec = decode.pass_spec(plan, step, sizes, plain=plain)
+    leaves, treedef = jax.tree.flatten((params, state, abstract_keys(1), None, inputs))
+    avals = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    return _traced(graphdef, spec, avals, treedef)

@@ -1,14 +1,7 @@
-"""The one sampler: runs a `Plan` with a transformer and fills the unknown tokens of a batch of
-clips.
+"""The sampler of masked backbones: runs a `Plan` and fills the unknown tokens of a batch of clips.
 
-State in, state out. The tokens of a clip lie in slots: the known ones first, in the order in which
-they became known, then the unknown ones. So contexts and targets of a pass are two runs of slots,
-which need no gathering, and where the tokens to commit are known before the pass they are simply
-the first targets. All sizes come from the plan.
-
-The noise of a token follows from its clip's key, the pass and its position only. So a clip comes
-out the same whatever the other clips of its batch, the padding, or the block size are (up to
-rounding in the model), and any one can be made again alone.
+State in, state out; all array sizes come from the plan, so about a dozen compiled programs serve
+all passes. `passes` has what the kinds of passes do.
 """
 
 import functools
@@ -17,241 +10,169 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
+from jax.sharding import Mesh
 
-from mebt_jax.backbones.mebt import cache as cached
+from mebt_jax.backbones.interface import MaskedBackbone, Slots
 from mebt_jax.errors import UserError
-from mebt_jax.methods.masked import logit_filters as logits_lib
-from mebt_jax.methods.masked.orders import halton_ranks
-from mebt_jax.methods.masked.plan import (
-    BOOTSTRAP,
-    DRAFT,
-    REMASK,
-    REVISE,
-    Pass,
-    Plan,
-    Sizes,
-    shared_sizes,
+from mebt_jax.methods.interface import Sampled
+from mebt_jax.methods.masked import logit_filters
+from mebt_jax.methods.masked.loss import in_blocks, join_blocks
+from mebt_jax.methods.masked.orders import ORDERS, Grid
+from mebt_jax.methods.masked.passes import (
+    PASS_KINDS,
+    Commit,
+    DecodeState,
+    PassInputs,
+    PassKeys,
+    PassSpec,
+    Predictions,
 )
+from mebt_jax.methods.masked.plan import BOOTSTRAP, Pass, Plan, Sizes, shared_sizes
+from mebt_jax.methods.masked.slots import fold, noise_by_position, put, ranks, take
+from mebt_jax.methods.sampling_keys import ORDER, PASSES
 from mebt_jax.runtime import mesh as mesh_lib
-from mebt_jax.runtime.compilation import frugal_options
+from mebt_jax.runtime.compilation import low_memory_compiler_options
+from mebt_jax.runtime.sharding import constrain
 
-GIVEN = -1  # in `Decoded.committed_at`
-# Targets per clip whose logits exist at one time. The draw takes a few arrays of this times V
-# codes, which is what fills the memory of short clips; larger matrix products are no faster.
+GIVEN = -1  # in `Sampled.committed_at`
+# Targets per clip whose logits exist at one time. A draw takes a few arrays of this times V, which
+# is what fills the memory for short clips; larger matrix products are no faster.
 LOGITS_BLOCK = 256
-# Roots of a clip's random numbers, by fold_in.
-PASSES, PARTS, ORDER, WINDOW = range(4)
-
-
-@struct.dataclass
-class DecodeState:
-    """Tokens by slot; the cache is None where the model runs plainly."""
-
-    positions: jax.Array  # int32 [B, N], flat (t, h, w) index of the token in each slot
-    codes: jax.Array  # int32 [B, N], 0 where not known
-    committed_at: jax.Array  # int32 [B, N]
-    cache: cached.Cache | None
-
-
-@struct.dataclass
-class PassInputs:
-    """The numbers of a pass that need no new compilation."""
-
-    index: jax.Array  # which pass of the plan
-    contexts: jax.Array
-    targets: jax.Array
-    committed: jax.Array
-    temperature: jax.Array
-    choice_temperature: jax.Array
-    revise_round: jax.Array
-    part: jax.Array
-
-
-@struct.dataclass
-class Decoded:
-    """Clips as codes, and the pass of the plan that first committed each token (with remasking the
-    last): -1 where given.
-    """
-
-    codes: jax.Array  # int32 [B, T, H, W]
-    committed_at: jax.Array  # int32 [B, T, H, W]
-
-
-@struct.dataclass
-class Commit:
-    """What a pass found: codes for some tokens, and in which slots these lie from now on."""
-
-    slots: jax.Array  # int32 [B, S]; N (no slot) for padding
-    positions: jax.Array  # int32 [B, S]
-    codes: jax.Array  # int32 [B, S]
-
-
-def clip_keys(seed: int, indices: jax.Array) -> jax.Array:
-    """One key per clip [B]: clip i of a run is drawn with fold_in(key(seed), i)."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices)
 
 
 def decode(
     graphdef: nnx.GraphDef,
     params: nnx.State,
     plan: Plan,
-    grid: tuple[int, int, int],
+    grid: Grid,
     keys: jax.Array,
     *,
-    codes: jax.Array | None = None,
+    tokens: jax.Array | None = None,
     known: jax.Array | None = None,
+    condition: Any = None,
     plain: bool = False,
     block: int = LOGITS_BLOCK,
-    sharding: jax.sharding.NamedSharding | None = None,
+    mesh: Mesh | None = None,
     on_pass: Callable[[], None] | None = None,
-) -> Decoded:
-    """Fills the unknown tokens of B clips (paper, section 3.3; mebt/transformer.py:354 `sample` and
-    :589 `revise`).
+) -> Sampled:
+    """Fills the unknown tokens of B clips (paper section 3.3; official transformer.py:354 `sample`
+    and :589 `revise`).
 
     Args:
-        graphdef, params: the transformer, from `nnx.split(model, nnx.Param)`.
+        graphdef, params: a masked backbone, from `nnx.split(model, nnx.Param)`.
         plan: from `build_plan`, with num_tokens = T*H*W.
         grid: (T, H, W).
-        keys: [B] one typed key per clip, see `clip_keys`.
-        codes, known: [B, T, H, W] int32 and bool; known tokens are given and never change. None:
-            generate everything.
+        keys: [B] one typed key per clip, see `sampling_keys.clip_keys`.
+        tokens, known: [B, T, H, W] int32 and bool; known tokens are given and never change. None
+            generates everything.
+        condition: dict of arrays [B, ...] for the backbone, or None.
         plain: run the model as in training, without cache and for all targets. The result is the
-            same; takes more time and, for long clips, less memory. Models with maskgit blocks
-            always run so.
-        block: tokens per clip whose logits [B, block, V] exist at one time; changes no token.
-        sharding: of arrays [B, ...], for instance `runtime.mesh.batch_sharding`; None leaves the
-            placement to JAX.
+            same; takes more time and, for long clips, less memory. For tests and benchmarks.
+        block: targets per clip whose logits [B, block, V] exist at one time; changes no token.
+        mesh: the devices, or None for JAX's default.
         on_pass: called after each pass is handed to the device, for a progress bar.
 
     Raises:
         UserError: the number of known tokens of a clip is not the plan's, or the filters do not fit
-            the codes.
+            the vocabulary.
     """
-    codes, known = _given(plan, grid, len(keys), codes, known, sharding)
+    sharding = None if mesh is None else mesh_lib.batch_sharding(mesh)
+    tokens, known = _given(plan, grid, len(keys), tokens, known, sharding)
     if sharding is not None:
         keys = jax.device_put(keys, sharding)
+    start, run = start_program(mesh), pass_program(mesh)
     state = start(
-        graphdef, params, keys, codes, known, plan=plan, grid=grid, plain=plain, sharding=sharding
+        graphdef, params, keys, tokens, known, condition, plan=plan, grid=grid, plain=plain
     )
-    compiled, finished = pass_on(next(iter(keys.devices())).platform), []
-    for index, (one, sizes) in enumerate(zip(plan.passes, shared_sizes(plan))):
-        state, done = compiled(
-            graphdef,
-            params,
-            state,
-            keys,
-            pass_inputs(index, one),
-            kind=one.kind,
-            sizes=sizes,
-            by_confidence=one.kind == DRAFT and plan.order == "confidence",
-            num_known=plan.num_known,
-            partitions=plan.partitions,
-            top_k=plan.top_k,
-            top_p=plan.top_p,
-            block=block,
-            sharding=sharding,
-        )
+    finished = []
+    for index, (step, sizes) in enumerate(zip(plan.passes, shared_sizes(plan))):
+        spec = pass_spec(plan, step, sizes, block=block, plain=plain)
+        inputs = PassInputs.of(index, step)
+        state, done = run(graphdef, params, state, keys, condition, inputs, spec=spec)
         if on_pass is not None:
             # Waiting for the pass before keeps the bar honest without leaving the device idle.
             jax.block_until_ready(finished[-1:])
             finished.append(done)
             on_pass()
-    return _by_position(state, grid)
+    return finish_program(mesh)(state, grid=grid)
 
 
-def pass_inputs(index: int, one: Pass) -> PassInputs:
-    return PassInputs(
-        index=jnp.int32(index),
-        contexts=jnp.int32(one.contexts),
-        targets=jnp.int32(one.targets),
-        committed=jnp.int32(one.committed),
-        temperature=jnp.float32(one.temperature),
-        choice_temperature=jnp.float32(one.choice_temperature),
-        revise_round=jnp.int32(one.revise_round),
-        part=jnp.int32(one.part),
-    )
-
-
-def _on_its_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with its `sharding` telling the model inside which mesh it runs on."""
-
-    @functools.wraps(function)
-    def placed(*args: Any, sharding: jax.sharding.NamedSharding | None, **kwargs: Any) -> Any:
-        mesh = None if sharding is None else sharding.mesh
-        return mesh_lib.on_mesh(mesh, function)(*args, sharding=sharding, **kwargs)
-
-    return placed
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "plan", "grid", "plain", "sharding"))
-@_on_its_mesh
-def start(
-    graphdef: nnx.GraphDef,
-    params: nnx.State,
-    keys: jax.Array,
-    codes: jax.Array,
-    known: jax.Array,
-    *,
-    plan: Plan,
-    grid: tuple[int, int, int],
-    plain: bool,
-    sharding: jax.sharding.NamedSharding | None,
-) -> DecodeState:
-    """Slots for codes and known [B, N]: known tokens, those of the bootstrap in random order, the
-    rest in the plan's order.
-    """
-    model = nnx.merge(graphdef, params)
-    root = _fold(keys, ORDER)
-    noise = _per_position(jax.random.uniform, _fold(root, 0), plan.num_tokens)
-    random_ranks = _ranks(jnp.where(known, jnp.inf, noise))  # [B, N]
-    ranks = {
-        "confidence": jnp.broadcast_to(jnp.arange(plan.num_tokens), known.shape),
-        "random": random_ranks,
-    }
-    if plan.order == "halton":
-        ranks["halton"] = shifted_halton(_fold(root, 1), grid)
-    later = jnp.where(
-        random_ranks < plan.count(BOOTSTRAP), random_ranks, plan.num_tokens + ranks[plan.order]
-    )
-    positions = jnp.argsort(jnp.where(known, -1, later), axis=1, stable=True).astype(jnp.int32)
-    codes = jnp.take_along_axis(codes, positions, axis=1)
-    cache = None
-    if not plain and cached.can_cache(model):
-        made = cached.keys_and_values(
-            model, codes[:, : plan.num_known], positions[:, : plan.num_known]
-        )
-        unknown = plan.num_tokens - plan.num_known
-        cache = jax.tree.map(
-            lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, unknown), (0, 0), (0, 0))), made
-        )
-    committed_at = jnp.full(codes.shape, GIVEN, jnp.int32)
-    return _constrained(
-        DecodeState(positions=positions, codes=codes, committed_at=committed_at, cache=cache),
-        sharding,
+def pass_spec(
+    plan: Plan, step: Pass, sizes: Sizes, *, block: int = LOGITS_BLOCK, plain: bool = False
+) -> PassSpec:
+    """What is static about a pass of the plan."""
+    filtered = PASS_KINDS[step.kind].filtered
+    return PassSpec(
+        kind=step.kind,
+        sizes=sizes,
+        order=plan.order,
+        num_known=plan.num_known,
+        partitions=plan.partitions,
+        top_k=plan.top_k if filtered else 0,
+        top_p=plan.top_p if filtered else 1.0,
+        block=block,
+        plain=plain,
     )
 
 
 @functools.cache
-def pass_on(platform: str) -> Any:
-    """`run_pass`, jitted for "cpu", "gpu" or "tpu"."""
-    return jax.jit(
-        _on_its_mesh(run_pass),
-        donate_argnames="state",
-        static_argnames=(
-            "graphdef",
-            "kind",
-            "sizes",
-            "by_confidence",
-            "num_known",
-            "partitions",
-            "top_k",
-            "top_p",
-            "block",
-            "sharding",
-        ),
-        compiler_options=frugal_options(platform),
+def start_program(mesh: Mesh | None) -> Any:
+    """`start`, compiled for a mesh."""
+    return mesh_lib.jit(
+        mesh,
+        functools.partial(start, mesh=mesh),
+        static_argnames=("graphdef", "plan", "grid", "plain"),
     )
+
+
+@functools.cache
+def pass_program(mesh: Mesh | None) -> Any:
+    """`run_pass`, compiled for a mesh."""
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return mesh_lib.jit(
+        mesh,
+        functools.partial(run_pass, mesh=mesh),
+        donate_argnames="state",
+        static_argnames=("graphdef", "spec"),
+        compiler_options=low_memory_compiler_options(platform),
+    )
+
+
+def start(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    keys: jax.Array,
+    tokens: jax.Array,
+    known: jax.Array,
+    condition: Any,
+    *,
+    plan: Plan,
+    grid: Grid,
+    plain: bool,
+    mesh: Mesh | None,
+) -> DecodeState:
+    """Slots for tokens and known [B, N]: known tokens, those of the bootstrap in random order, the
+    rest in the plan's order.
+    """
+    model = nnx.merge(graphdef, params)
+    order_keys = fold(keys, ORDER)
+    noise = noise_by_position(jax.random.uniform, fold(order_keys, 0), plan.num_tokens)
+    random_ranks = ranks(jnp.where(known, jnp.inf, noise))  # [B, N]
+    order_ranks = ORDERS[plan.order].ranks(order_keys, random_ranks, grid)
+    bootstrapped = random_ranks < plan.count(BOOTSTRAP)
+    unknown_ranks = jnp.where(bootstrapped, random_ranks, plan.num_tokens + order_ranks)
+    positions = jnp.argsort(jnp.where(known, -1, unknown_ranks), axis=1, stable=True)
+    positions = positions.astype(jnp.int32)
+    tokens = take(tokens, positions)
+    cache = ()
+    if not plain:
+        given = slice(0, plan.num_known)
+        cache = model.init_cache(
+            tokens[:, given], positions[:, given], condition, num_slots=plan.num_tokens
+        )
+    committed_at = jnp.full(tokens.shape, GIVEN, jnp.int32)
+    return _constrained(DecodeState(positions, tokens, committed_at, cache), mesh)
 
 
 def run_pass(
@@ -259,305 +180,162 @@ def run_pass(
     params: nnx.State,
     state: DecodeState,
     keys: jax.Array,
+    condition: Any,
     inputs: PassInputs,
     *,
-    kind: str,
-    sizes: Sizes,
-    by_confidence: bool,
-    num_known: int,
-    partitions: int,
-    top_k: int,
-    top_p: float,
-    block: int,
-    sharding: jax.sharding.NamedSharding | None,
+    spec: PassSpec,
+    mesh: Mesh | None,
 ) -> tuple[DecodeState, jax.Array]:
-    """One pass: predicts the targets from the context and commits some. Also returns a scalar to
-    wait for.
+    """One pass: predicts the targets from the contexts and commits some of them.
 
-    The given tokens lie in the first `num_known` slots and stay there.
+    Also returns a scalar to wait for.
     """
-    model = nnx.merge(graphdef, params)
-    pass_keys = _fold(_fold(keys, PASSES), inputs.index)
-    token_keys, choice_keys = _fold(pass_keys, 0), _fold(pass_keys, 1)
-    num_slots = state.codes.shape[1]
-    slots = jnp.arange(num_slots)
+    model, kind = nnx.merge(graphdef, params), PASS_KINDS[spec.kind]
+    pass_keys = fold(fold(keys, PASSES), inputs.index)
+    keys = PassKeys(keys, tokens=fold(pass_keys, 0), choices=fold(pass_keys, 1))
 
-    # ---- contexts and targets: the targets to be committed come first, where they are known ------
-    if kind == REVISE:
-        noise = _per_position(
-            jax.random.uniform, _fold(_fold(keys, PARTS), inputs.revise_round), num_slots
-        )
-        visible = ~in_part(
-            _at(noise, state.positions), num_known, inputs.part, partitions
-        )  # [B, N]
-        target_slots = jnp.argsort(visible, axis=1, stable=True)[:, : sizes.targets]  # [B, M]
-    else:
-        visible = jnp.broadcast_to(slots < inputs.contexts, state.codes.shape)
-        # Padding repeats no slot: it goes round to the start.
-        target_slots = jnp.broadcast_to(
-            (inputs.contexts + slots[: sizes.targets]) % num_slots, (len(keys), sizes.targets)
-        )
-    if kind == REMASK:
-        noise = _per_position(jax.random.uniform, choice_keys, num_slots)
-        target_slots = _at(
-            target_slots, jnp.argsort(_at(noise, _at(state.positions, target_slots)), axis=1)
-        )
-    target_positions = _at(state.positions, target_slots)  # [B, M]
-    target_valid = jnp.broadcast_to(slots[: sizes.targets] < inputs.targets, target_slots.shape)
+    visible, target_slots = kind.select(state, keys, inputs, spec)
+    target_positions = take(state.positions, target_slots)  # [B, M]
+    in_range = jnp.arange(spec.sizes.targets) < inputs.targets
+    target_valid = jnp.broadcast_to(in_range, target_slots.shape)
 
-    # ---- predict ---------------------------------------------------------------------------------
-    if state.cache is None:
-        hidden = _plain_hidden(
-            model, state, visible, sizes.contexts, target_positions, target_valid
-        )  # [B, M, D]
-    else:
-        contexts = num_slots if kind == REVISE else sizes.contexts
-        hidden = cached.hidden_states(
-            model,
-            state.cache,
-            visible[:, :contexts],
-            target_positions,
-            target_valid,
-            asked=sizes.asked,
-        )  # [B, asked, D]
-    # Note: the official scripts revise without top-k and top-p (draft_and_revise_videos.py passes
-    # none).
-    filters = (
-        {"top_k": top_k, "top_p": top_p} if kind in (DRAFT, REMASK) else {"top_k": 0, "top_p": 1.0}
-    )
-    drawn, log_probabilities = _draw_blocks(
+    searched = spec.sizes.contexts if kind.contexts_in_order else state.tokens.shape[1]
+    slots = Slots(*(x[:, :searched] for x in (state.tokens, state.positions, visible)))
+    from_cache = MaskedBackbone.from_cache if spec.plain else type(model).from_cache
+    hidden = from_cache(
         model,
-        hidden,
-        target_positions[:, : hidden.shape[1]],
-        token_keys,
-        inputs.temperature,
-        block,
-        filters,
-    )
-
-    # ---- commit ----------------------------------------------------------------------------------
-    if by_confidence:
-        noise = _at(_per_position(jax.random.gumbel, choice_keys, num_slots), target_positions)
-        # Note: in logarithms, mask_sampler.py:183 (probability over an exponential draw to the
-        # power of the temperature).
-        scores = jnp.where(
-            target_valid, log_probabilities + inputs.choice_temperature * noise, -jnp.inf
-        )
-        keep = _ranks(-scores) < inputs.committed
-        kept_first = jnp.argsort(~keep, axis=1, stable=True)  # [B, M]; padding stays last
-        drawn, target_positions = _at(drawn, kept_first), _at(target_positions, kept_first)
-        state = state.replace(
-            positions=_put(
-                state.positions, jnp.where(target_valid, target_slots, num_slots), target_positions
-            )
-        )
-    chosen = slice(0, sizes.committed)
-    valid = slots[None, chosen] < inputs.committed  # [1, S]
-    commit = Commit(
-        slots=jnp.where(valid, target_slots[:, chosen], num_slots),
-        positions=target_positions[:, chosen],
-        codes=drawn[:, chosen],
-    )
-    if kind == REMASK:
-        state, commit = _swap_with_known(state, commit, choice_keys, num_known, inputs.contexts)
-    state = _committed(model, state, commit, None if kind == REVISE else inputs.index)
-    return _constrained(state, sharding), inputs.index + 0
-
-
-def in_part(noise: jax.Array, num_known: int, part: jax.Array, partitions: int) -> jax.Array:
-    """Bool [B, N] by slot: the tokens not given are dealt to even parts by their noise [B, N]
-    (mask_sampler.py:318).
-    """
-    given = jnp.arange(noise.shape[1])[None] < num_known  # [1, N]
-    ranks = _ranks(jnp.where(given, jnp.inf, noise))  # given tokens come last
-    return (ranks % partitions == part) & ~given
-
-
-def shifted_halton(keys: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
-    """Halton ranks int32 [B, N], moved around the grid by a random distance per clip, which keeps
-    them evenly spread.
-    """
-    shift = jax.vmap(lambda key: jax.random.randint(key, (3,), 0, jnp.array(grid)))(keys)  # [B, 3]
-    places = jnp.stack(jnp.meshgrid(*map(jnp.arange, grid), indexing="ij"), axis=-1).reshape(
-        1, -1, 3
-    )  # [1, N, 3]
-    t, h, w = jnp.moveaxis((places + shift[:, None]) % jnp.array([[grid]]), -1, 0)  # [B, N] each
-    return jnp.asarray(halton_ranks(grid))[t, h, w]
-
-
-def _given(
-    plan: Plan,
-    grid: tuple[int, int, int],
-    batch: int,
-    codes: jax.Array | None,
-    known: jax.Array | None,
-    sharding: jax.sharding.NamedSharding | None,
-) -> tuple[jax.Array, jax.Array]:
-    """Codes and known [B, N], checked against the plan; 0 where not known."""
-    num_tokens = grid[0] * grid[1] * grid[2]
-    if plan.num_tokens != num_tokens:
-        raise ValueError(
-            f"the plan is for {plan.num_tokens} tokens, but the grid {grid} has {num_tokens}"
-        )
-    if (codes is None) != (known is None):
-        raise ValueError("codes and known are given together or not at all")
-    if codes is None:
-        if plan.num_known:
-            raise ValueError(f"the plan is for {plan.num_known} known tokens, but none are given")
-        return (
-            jnp.zeros((batch, num_tokens), jnp.int32, device=sharding),
-            jnp.zeros((batch, num_tokens), bool, device=sharding),
-        )
-    known = known.reshape(batch, num_tokens)
-    codes = jnp.where(known, codes.reshape(batch, num_tokens), 0).astype(jnp.int32)
-    counts = known.sum(axis=1)
-    least, most = int(counts.min()), int(counts.max())
-    if not least == most == plan.num_known:
-        raise UserError(
-            f"The sampling plan is for {plan.num_known} known tokens per clip, but the clips have "
-            f"{least} to "
-            f"{most}; give every clip of a batch the same number and build the plan with it."
-        )
-    return (codes, known) if sharding is None else jax.device_put((codes, known), sharding)
-
-
-def _plain_hidden(
-    model: nnx.Module,
-    state: DecodeState,
-    visible: jax.Array,
-    contexts: int,
-    target_positions: jax.Array,
-    target_valid: jax.Array,
-) -> jax.Array:
-    """Hidden states [B, M, D] from `MeBT.__call__`, with everything computed anew."""
-    context_slots = jnp.argsort(~visible, axis=1, stable=True)[:, :contexts]  # [B, C]
-    return model(
-        _at(state.codes, context_slots),
-        _at(state.positions, context_slots),
-        _at(visible, context_slots),
+        state.cache,
+        slots,
         target_positions,
         target_valid,
+        condition,
+        num_contexts=spec.sizes.contexts,
+        num_logits=spec.sizes.num_logits,
+    )  # [B, num_logits, D]
+    drawn, log_probabilities = _draw_in_blocks(
+        model, hidden, target_positions[:, : spec.sizes.num_logits], keys.tokens, inputs, spec
     )
 
+    predictions = Predictions(
+        target_slots, target_positions, target_valid, drawn, log_probabilities
+    )
+    state, commit = kind.choose(state, predictions, keys, inputs, spec)
+    state = _write(model, state, commit, spec, inputs.index if kind.first_commit else None)
+    return _constrained(state, mesh), inputs.index + 0
 
-def _swap_with_known(
-    state: DecodeState, commit: Commit, choice_keys: jax.Array, num_known: int, contexts: jax.Array
-) -> tuple[DecodeState, Commit]:
-    """Hides as many decoded tokens as the commit has: each goes to the slot that one of the
-    commit's tokens leaves.
+
+def _draw_in_blocks(
+    model: MaskedBackbone,
+    hidden: Any,
+    positions: jax.Array,
+    keys: jax.Array,
+    inputs: PassInputs,
+    spec: PassSpec,
+) -> tuple[jax.Array, jax.Array]:
+    """Draws a token per target [B, M] and its log-probability, a block of targets at a time.
+
+    So the logits [B, M, V] never exist together. `hidden` is what the backbone's `logits` takes: an
+    array [B, M, D], or a pytree of such arrays.
     """
-    batch, num_slots = state.codes.shape
-    noise = _at(
-        _per_position(jax.random.uniform, _fold(choice_keys, 0), num_slots), state.positions
-    )
-    slots = jnp.arange(num_slots)[None]
-    decoded = (slots >= num_known) & (slots < contexts)
-    hidden_slots = jnp.argsort(jnp.where(decoded, noise, jnp.inf), axis=1)[
-        :, : commit.slots.shape[1]
-    ]  # [B, S]
-    state = state.replace(
-        positions=_put(state.positions, commit.slots, _at(state.positions, hidden_slots)),
-        codes=_put(state.codes, commit.slots, jnp.zeros_like(commit.codes)),
-    )
-    return state, commit.replace(slots=jnp.where(commit.slots < num_slots, hidden_slots, num_slots))
+    targets = positions.shape[1]
+    kernel = model.head_kernel()
 
-
-def _committed(
-    model: nnx.Module, state: DecodeState, commit: Commit, index: jax.Array | None
-) -> DecodeState:
-    """Writes codes, positions, pass and keys and values into the slots of the commit; a revision
-    keeps the first pass.
-    """
-    cache, committed_at = state.cache, state.committed_at
-    if cache is not None:
-        cache = cached.write(
-            cache, commit.slots, cached.keys_and_values(model, commit.codes, commit.positions)
+    def draw_block(_: None, block: tuple[Any, jax.Array]) -> tuple[None, Any]:
+        block_hidden, block_positions = block  # [B, m, D], [B, m]
+        token_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, block_positions)
+        logits = model.logits_in_chunks(block_hidden, kernel)
+        return None, logit_filters.draw_tokens(
+            token_keys, logits, inputs.temperature, top_k=spec.top_k, top_p=spec.top_p
         )
+
+    hidden_blocks = jax.tree.map(lambda x: in_blocks(spec.block, x)[0], hidden)
+    (position_blocks,) = in_blocks(spec.block, positions)
+    _, drawn = jax.lax.scan(draw_block, None, (hidden_blocks, position_blocks))
+    return tuple(join_blocks(x, targets) for x in drawn)
+
+
+def _write(
+    model: MaskedBackbone,
+    state: DecodeState,
+    commit: Commit,
+    spec: PassSpec,
+    index: jax.Array | None,
+) -> DecodeState:
+    """Writes the commit into its slots; `index` is the pass, or None to keep `committed_at`."""
+    cache, committed_at = state.cache, state.committed_at
+    if not spec.plain:
+        cache = model.update_cache(cache, commit.slots, commit.tokens, commit.positions)
     if index is not None:
-        committed_at = _put(committed_at, commit.slots, jnp.broadcast_to(index, commit.slots.shape))
+        now = jnp.broadcast_to(index, commit.slots.shape)
+        committed_at = put(committed_at, commit.slots, now)
     return state.replace(
-        positions=_put(state.positions, commit.slots, commit.positions),
-        codes=_put(state.codes, commit.slots, commit.codes),
+        positions=put(state.positions, commit.slots, commit.positions),
+        tokens=put(state.tokens, commit.slots, commit.tokens),
         committed_at=committed_at,
         cache=cache,
     )
 
 
-@functools.partial(jax.jit, static_argnames="grid")
-def _by_position(state: DecodeState, grid: tuple[int, int, int]) -> Decoded:
-    codes, committed_at = (
-        _put(x, state.positions, x).reshape(-1, *grid) for x in (state.codes, state.committed_at)
+@functools.cache
+def finish_program(mesh: Mesh | None) -> Any:
+    """`_by_position`, compiled for a mesh."""
+    return mesh_lib.jit(mesh, _by_position, static_argnames="grid")
+
+
+def _by_position(state: DecodeState, grid: Grid) -> Sampled:
+    tokens, committed_at = (
+        put(x, state.positions, x).reshape(-1, *grid) for x in (state.tokens, state.committed_at)
     )
-    return Decoded(codes=codes, committed_at=committed_at)
+    return Sampled(tokens, committed_at)
 
 
-def _constrained(state: DecodeState, sharding: jax.sharding.NamedSharding | None) -> DecodeState:
-    if sharding is None:
-        return state
-    tokens = jax.lax.with_sharding_constraint(state.replace(cache=None), sharding)
-    return tokens.replace(
-        cache=jax.tree.map(
-            lambda x: mesh_lib.constrain(x, "batch", None, None, "heads", None), state.cache
-        )
-    )
-
-
-def _fold(keys: jax.Array, data: jax.Array | int) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
-
-
-def _per_position(draw: Callable[..., jax.Array], keys: jax.Array, num_tokens: int) -> jax.Array:
-    """Noise float32 [B, N] by position."""
-    return jax.vmap(lambda key: draw(key, (num_tokens,), jnp.float32))(keys)
-
-
-def _at(x: jax.Array, places: jax.Array) -> jax.Array:
-    """x [B, N] at places [B, S]."""
-    return jnp.take_along_axis(x, places, axis=1)
-
-
-def _put(x: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
-    """x [B, N] with values [B, S] at places [B, S]; places out of range are left out."""
-    return x.at[jnp.arange(len(x))[:, None], places].set(values, mode="drop")
-
-
-def _ranks(scores: jax.Array) -> jax.Array:
-    """int32 [B, M]: place of each score in rising order, ties in order of position."""
-    order = jnp.argsort(scores, axis=1, stable=True)
-    places = jnp.broadcast_to(jnp.arange(scores.shape[1], dtype=jnp.int32), scores.shape)
-    return _put(jnp.zeros(scores.shape, jnp.int32), order, places)
-
-
-def _draw_blocks(
-    model: nnx.Module,
-    hidden: jax.Array,
-    positions: jax.Array,
-    keys: jax.Array,
-    temperature: jax.Array,
-    block: int,
-    filters: dict[str, float],
+def _given(
+    plan: Plan,
+    grid: Grid,
+    batch: int,
+    tokens: jax.Array | None,
+    known: jax.Array | None,
+    sharding: jax.sharding.NamedSharding | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws a code per target [B, M] and its log-probability, `block` targets at a time: [B, M, V]
-    is never made.
-    """
-    batch, targets, width = hidden.shape
-    blocks = -(-targets // block)
-    block = -(-targets // blocks)  # even blocks: the padding is less than one token per block
-    padding = blocks * block - targets
-    # Every n-th target, so that where targets are split over devices each has its share of every
-    # block.
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0))).reshape(batch, block, blocks, width)
-    positions = jnp.pad(positions, ((0, 0), (0, padding))).reshape(batch, block, blocks)
-    kernel = model.head_kernel()
-
-    def draw_block(_, one):
-        block_hidden, block_positions = one  # [B, block, D], [B, block]
-        token_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, block_positions)
-        return None, logits_lib.draw_codes(
-            token_keys, cached.logits(model, block_hidden, kernel), temperature, **filters
+    """Tokens and known [B, N], checked against the plan; 0 where not known."""
+    num_tokens = grid[0] * grid[1] * grid[2]
+    if plan.num_tokens != num_tokens:
+        raise ValueError(
+            f"the plan is for {plan.num_tokens} tokens, but the grid {grid} has {num_tokens}"
         )
+    if (tokens is None) != (known is None):
+        raise ValueError("tokens and known are given together or not at all")
+    if tokens is None:
+        if plan.num_known:
+            raise ValueError(f"the plan is for {plan.num_known} known tokens, but none are given")
+        shape = (batch, num_tokens)
+        return (
+            jnp.zeros(shape, jnp.int32, device=sharding),
+            jnp.zeros(shape, bool, device=sharding),
+        )
+    known = known.reshape(batch, num_tokens)
+    tokens = jnp.where(known, tokens.reshape(batch, num_tokens), 0).astype(jnp.int32)
+    counts = known.sum(axis=1)
+    least, most = int(counts.min()), int(counts.max())
+    if not least == most == plan.num_known:
+        raise UserError(
+            f"The sampling plan is for {plan.num_known} known tokens per clip, but the clips have "
+            f"{least} to {most}; give every clip of a batch the same number and build the plan "
+            "with it."
+        )
+    return (tokens, known) if sharding is None else jax.device_put((tokens, known), sharding)
 
-    _, drawn = jax.lax.scan(
-        draw_block, None, (jnp.moveaxis(hidden, 2, 0), jnp.moveaxis(positions, 2, 0))
-    )
-    return tuple(jnp.moveaxis(x, 0, 2).reshape(batch, blocks * block)[:, :targets] for x in drawn)
+
+def _constrained(state: DecodeState, mesh: Mesh | None) -> DecodeState:
+    """The state with its tokens split over clips, and of the cache also the heads."""
+    if mesh is None:
+        return state
+    sharding = mesh_lib.batch_sharding(mesh)
+    tokens = jax.lax.with_sharding_constraint(state.replace(cache=()), sharding)
+    return tokens.replace(cache=jax.tree.map(_constrained_cache, state.cache))
+
+
+def _constrained_cache(x: jax.Array) -> jax.Array:
+    """Keys and values [B, repeats, slots, K, Dh] split over clips and heads; others over clips."""
+    axes = (None, None, "heads", None) if x.ndim == 5 else (None,) * (x.ndim - 1)
+    return constrain(x, "batch", *axes)

@@ -17,7 +17,7 @@ def interval_probabilities(
     """Probabilities of the interval lengths 1..frames at a training step.
 
     Args:
-        schedule: "clip", "renormalized", "uniform" or "longest".
+        schedule: a key of INTERVAL_SCHEDULES.
         frames: T, latent frames of a whole clip.
         step: training step n.
         alpha: steps after which the mean length has grown by one latent frame.
@@ -29,30 +29,51 @@ def interval_probabilities(
     Raises:
         UserError: alpha or beta is not positive where the schedule needs them.
     """
-    lengths = np.arange(1, frames + 1)
-    if schedule == "longest":
-        return (lengths == frames).astype(np.float64)
-    if schedule == "uniform":
-        return np.full(frames, 1.0 / frames)
-    if alpha <= 0 or beta <= 0:
+    if schedule.startswith("gaussian") and (alpha <= 0 or beta <= 0):
         raise UserError(
-            f"config.masking.interval_alpha and interval_beta are {alpha} and {beta}, but the "
-            "interval schedule "
-            f"{schedule!r} needs both positive; use 'longest' to train on whole clips only."
+            f"config.method.interval_alpha and interval_beta are {alpha} and {beta}, but the "
+            f"interval schedule {schedule!r} needs both positive; use 'longest' to train on whole "
+            "clips only."
         )
+    return INTERVAL_SCHEDULES[schedule](frames, step, alpha, beta)
+
+
+def longest(frames: int, step: int, alpha: float, beta: float) -> np.ndarray:
+    return (np.arange(1, frames + 1) == frames).astype(np.float64)
+
+
+def uniform(frames: int, step: int, alpha: float, beta: float) -> np.ndarray:
+    return np.full(frames, 1.0 / frames)
+
+
+def gaussian_clipped(frames: int, step: int, alpha: float, beta: float) -> np.ndarray:
+    """Paper equation 4: v = clip(ceil(Normal(n / alpha + 1, beta)), 1, T), so the tails below 1 and
+    above T go to 1 and T.
+    """
     mean = step / alpha + 1.0
-    if schedule == "clip":
-        # Paper equation 4: v = clip(ceil(Normal(mean, beta)), 1, T), so the tails below 1 and above
-        # T go to 1 and T.
-        upper = special.ndtr((lengths - mean) / beta)
-        upper[-1] = 1.0
-        return np.diff(upper, prepend=0.0)
-    # Note: official transformer.py:32-44 has the density at the integers, renormalised over 1..T.
-    # Subtracting the largest exponent keeps the sum from underflowing to 0 late in training, which
-    # the official code does not guard against.
-    exponents = -0.5 * ((lengths - mean) / beta) ** 2
+    upper = special.ndtr((np.arange(1, frames + 1) - mean) / beta)
+    upper[-1] = 1.0
+    return np.diff(upper, prepend=0.0)
+
+
+def gaussian_renormalized(frames: int, step: int, alpha: float, beta: float) -> np.ndarray:
+    """The density at the integers, renormalised over 1..T.
+
+    Note: official transformer.py:32-44. Subtracting the largest exponent keeps the sum from
+    underflowing to 0 late in training, which the official code does not guard against.
+    """
+    mean = step / alpha + 1.0
+    exponents = -0.5 * ((np.arange(1, frames + 1) - mean) / beta) ** 2
     weights = np.exp(exponents - exponents.max())
     return weights / weights.sum()
+
+
+INTERVAL_SCHEDULES = {
+    "gaussian_clipped": gaussian_clipped,
+    "gaussian_renormalized": gaussian_renormalized,
+    "uniform": uniform,
+    "longest": longest,
+}
 
 
 def draw_interval(rng: np.random.Generator, probabilities: np.ndarray) -> int:

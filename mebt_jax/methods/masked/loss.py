@@ -1,5 +1,16 @@
-"""Cross-entropy over the targets without ever holding all their logits (design: never a whole
-logits array).
+"""Masked cross-entropy without ever holding all logits.
+
+For M target tokens y with hidden states h and the head W (paper section 3.3):
+
+    L = 1/M sum_m -log softmax(h_m W)[y_m]
+
+With the softmax p and the one-hot target t (smoothed if asked for), the gradients are
+
+    dL/dlogits = (p - t) / M,    dL/dh = dL/dlogits W^T,    dL/dW = h^T dL/dlogits
+
+They are computed in the forward pass, a block of targets at a time, while the logits of the block
+exist: the [M, V] array is 0.5 GiB per clip of 128 frames, and computing the logits again in the
+backward pass would be a third more work for the head.
 """
 
 import functools
@@ -9,165 +20,150 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mebt_jax.backbones.mebt.model import MeBT
-from mebt_jax.runtime.mesh import constrain, copies
+from mebt_jax.backbones.interface import MaskedBackbone
+from mebt_jax.runtime.sharding import constrain, copies
 
 
 @struct.dataclass
-class LossOutput:
-    """Means over the valid targets of the whole batch, float32 scalars; the loss alone has a
-    gradient.
-    """
+class LossSums:
+    """Sums over the valid targets, float32 scalars; only `loss` has a gradient."""
 
     loss: jax.Array  # what training minimises, label smoothing included
-    nll: jax.Array  # negative log-likelihood in nats per token
-    accuracy: jax.Array  # share of targets whose most probable code is the right one
+    nll: jax.Array  # negative log-likelihood in nats
+    accuracy: jax.Array  # targets whose most probable token is the right one
 
 
 def masked_cross_entropy(
-    model: MeBT,
+    model: MaskedBackbone,
     hidden: jax.Array,
-    target_codes: jax.Array,
+    target_tokens: jax.Array,
     target_valid: jax.Array,
     *,
     block: int,
     label_smoothing: float,
-) -> LossOutput:
-    """Mean cross-entropy of the valid targets; logits exist for at most `block` targets per clip at
+) -> LossSums:
+    """Cross-entropy summed over the valid targets; at most `block` targets per clip have logits at
     one time.
 
     Args:
         model: gives the head.
         hidden: [B, M, D], output of the model.
-        target_codes: [B, M] int32.
-        target_valid: [B, M] bool; padding counts nowhere, and without any valid target everything
-            is 0.
-        block: targets per clip whose logits are made together, and with them their gradient.
-        label_smoothing: share of the target probability spread over all V codes (as torch's
+        target_tokens: [B, M] int32.
+        target_valid: [B, M] bool; padding counts nowhere.
+        block: targets per clip whose logits are computed together, and with them their gradient.
+        label_smoothing: share of the target probability spread evenly over all V tokens (as torch's
             cross_entropy does).
 
-    Note: official transformer.py:723-730 divides the sum by all masked tokens (avg_loss = 1). That
-    is this mean, unless a target budget leaves masked tokens out: then the official loss is smaller
-    by the share of masked tokens kept.
+    Note: official transformer.py:723-730 divides the sum by all masked tokens (avg_loss = 1), as
+    `MaskedMethod.prepare` does, unless a target budget leaves masked tokens out: then the official
+    loss is smaller by the share of masked tokens kept.
     """
     # In float32: the gradients of all blocks are added up in this type.
-    kernels = copies(model.head.kernel[...], ("batch", "tokens"), None, "codes")  # [a, s, D, V]
-    blocks = in_blocks(block, hidden, target_codes, target_valid, multiple=kernels.shape[1])
-    sums = _sum_over_blocks(*blocks, kernels, model.dtype, label_smoothing)
-    loss, nll, accuracy = sums / jnp.maximum(jnp.sum(target_valid), 1)
-    return LossOutput(
-        loss=loss, nll=jax.lax.stop_gradient(nll), accuracy=jax.lax.stop_gradient(accuracy)
-    )
+    kernels = copies(
+        model.head.kernel[...], ("batch", "tokens"), None, "vocabulary"
+    )  # [a, s, D, V], one copy for each part that the clips and the targets are split into
+    blocks = in_blocks(block, hidden, target_tokens, target_valid, multiple=kernels.shape[1])
+    loss, nll, accuracy = _sum_over_blocks(*blocks, kernels, model.dtype, label_smoothing)
+    return LossSums(loss, jax.lax.stop_gradient(nll), jax.lax.stop_gradient(accuracy))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _sum_over_blocks(
     hidden: jax.Array,
-    codes: jax.Array,
+    targets: jax.Array,
     valid: jax.Array,
     kernels: jax.Array,
     dtype: jnp.dtype,
     label_smoothing: float,
 ) -> jax.Array:
-    """Sums [3] of loss, nll and right answers over blocks [n, B, m, D], [n, B, m], [n, B, m]; the
-    first alone has a gradient.
+    """Sums [3] of loss, nll and right answers over blocks [n, B, m, D], [n, B, m], [n, B, m].
 
-    The gradient is made block by block on the way forward, while the logits are there: on the way
-    back they would have to be made again, a third more work for the head.
+    Only the first has a gradient, see the top of the file.
     """
 
     def add(sums: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        hidden, codes, valid = block
+        hidden, targets, valid = block
         logits, _ = _logits_by_copies(hidden, kernels, dtype)
-        return sums + _sums(logits, _scores(logits, codes), valid, label_smoothing), None
+        return sums + _sums(logits, _scores(logits, targets), valid, label_smoothing), None
 
-    return jax.lax.scan(add, jnp.zeros(3), (hidden, codes, valid))[0]
+    return jax.lax.scan(add, jnp.zeros(3), (hidden, targets, valid))[0]
 
 
-def _forward(
+def _sum_over_blocks_forward(
     hidden: jax.Array,
-    codes: jax.Array,
+    targets: jax.Array,
     valid: jax.Array,
     kernels: jax.Array,
     dtype: jnp.dtype,
     label_smoothing: float,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    a, s = kernels.shape[:2]
+
     def add(
         carry: tuple[jax.Array, jax.Array], block: tuple[jax.Array, ...]
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        sums, of_kernels = carry
-        hidden, codes, valid = block
-        a, s = kernels.shape[:2]
+        sums, d_kernels = carry
+        hidden, targets, valid = block
         logits, parts = _logits_by_copies(hidden, kernels, dtype)  # [B, m, V], [a, s, b, m', D]
-        scores = _scores(logits, codes)
-        wanted = (1.0 - label_smoothing) * _is_target(
-            logits, codes
-        ) + label_smoothing / logits.shape[-1]
-        # From the sum at hand, and not by softmax, so that no other array of the size of the logits
-        # is made on the way.
-        of_logits = jnp.where(
-            valid[..., None], jnp.exp(logits - scores[0][..., None]) - wanted, 0.0
-        ).astype(dtype)
-        of_logits = constrain(
-            _in_copies(of_logits, a, s), "batch", "tokens", None, None, "codes"
+        scores = _scores(logits, targets)
+        smoothed = (1.0 - label_smoothing) * _is_target(logits, targets)
+        smoothed = smoothed + label_smoothing / logits.shape[-1]
+        # p from the log-sum-exp at hand, not by softmax: no other array of the size of the logits.
+        d_logits = jnp.exp(logits - scores[0][..., None]) - smoothed
+        d_logits = jnp.where(valid[..., None], d_logits, 0.0).astype(dtype)
+        d_logits = constrain(
+            _in_copies(d_logits, a, s), "batch", "tokens", None, None, "vocabulary"
         )  # [a, s, b, m', V]
-        # Written out, since what differentiation makes of the head's is transposed, and copied as
-        # it is added: on a CPU 6 % of a step (benchmarks/RESULTS.md).
-        of_kernel = jnp.einsum(
-            "asbmd,asbmv->asdv", parts, of_logits, preferred_element_type=jnp.float32
+        # Written out because differentiation gives the head's gradient transposed, and copies it
+        # as it is added: on a CPU 6 % of a step (benchmarks/RESULTS.md).
+        d_kernel = jnp.einsum(
+            "asbmd,asbmv->asdv", parts, d_logits, preferred_element_type=jnp.float32
         )
-        of_parts = jnp.einsum(
-            "asbmv,asdv->asbmd",
-            of_logits,
-            kernels.astype(dtype),
-            preferred_element_type=jnp.float32,
+        d_parts = jnp.einsum(
+            "asbmv,asdv->asbmd", d_logits, kernels.astype(dtype), preferred_element_type=jnp.float32
         )
-        of_hidden = einops.rearrange(of_parts, "a s b m d -> (a b) (s m) d").astype(hidden.dtype)
-        return (
-            sums + _sums(logits, scores, valid, label_smoothing),
-            of_kernels + of_kernel,
-        ), of_hidden
+        d_hidden = einops.rearrange(d_parts, "a s b m d -> (a b) (s m) d").astype(hidden.dtype)
+        sums = sums + _sums(logits, scores, valid, label_smoothing)
+        return (sums, d_kernels + d_kernel), d_hidden
 
-    start = constrain(jnp.zeros_like(kernels), "batch", "tokens", None, "codes")
-    (sums, of_kernels), of_hidden = jax.lax.scan(add, (jnp.zeros(3), start), (hidden, codes, valid))
-    return sums, (of_hidden, of_kernels)
+    start = constrain(jnp.zeros_like(kernels), "batch", "tokens", None, "vocabulary")
+    (sums, d_kernels), d_hidden = jax.lax.scan(add, (jnp.zeros(3), start), (hidden, targets, valid))
+    return sums, (d_hidden, d_kernels)
 
 
-def _backward(
+def _sum_over_blocks_backward(
     dtype: jnp.dtype,
     label_smoothing: float,
     gradients: tuple[jax.Array, jax.Array],
-    of_sums: jax.Array,
+    d_sums: jax.Array,
 ) -> tuple[jax.Array, None, None, jax.Array]:
-    of_hidden, of_kernels = gradients
-    return (of_hidden * of_sums[0]).astype(of_hidden.dtype), None, None, of_kernels * of_sums[0]
+    d_hidden, d_kernels = gradients
+    return (d_hidden * d_sums[0]).astype(d_hidden.dtype), None, None, d_kernels * d_sums[0]
 
 
-_sum_over_blocks.defvjp(_forward, _backward)
+_sum_over_blocks.defvjp(_sum_over_blocks_forward, _sum_over_blocks_backward)
 
 
 def _sums(
     logits: jax.Array, scores: tuple[jax.Array, ...], valid: jax.Array, label_smoothing: float
 ) -> jax.Array:
-    """Those of one block [B, m, V], its `_scores` and [B, m]."""
-    log_total, of_target, right = scores
-    loss = nll = log_total - of_target
-    if (
-        label_smoothing > 0
-    ):  # the cross-entropy against the uniform distribution is one more look at every logit
-        loss = (1.0 - label_smoothing) * nll + label_smoothing * (
-            log_total - jnp.mean(logits, axis=-1)
-        )
-    return jnp.stack([jnp.sum(jnp.where(valid, term, 0.0)) for term in (loss, nll, right)])
+    """Sums [3] over one block: logits [B, m, V], its `_scores`, and valid [B, m]."""
+    log_total, target_logit, correct = scores
+    loss = nll = log_total - target_logit
+    if label_smoothing > 0:
+        # The cross-entropy against the uniform distribution needs one more pass over the logits.
+        uniform = log_total - jnp.mean(logits, axis=-1)
+        loss = (1.0 - label_smoothing) * nll + label_smoothing * uniform
+    return jnp.stack([jnp.sum(jnp.where(valid, term, 0.0)) for term in (loss, nll, correct)])
 
 
 def _logits_by_copies(
     hidden: jax.Array, kernels: jax.Array, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
-    """`MeBT.logits` [B, m, V] of hidden [B, m, D], each of a x s parts of clips and targets by its
-    own copy [a, s, D, V].
+    """`MaskedBackbone.logits` [B, m, V] of hidden [B, m, D] where every device has its own head.
 
-    Also the parts, [a, s, B / a, m / s, D] in the compute type.
+    Each of the a x s parts of clips and targets is multiplied with its own copy of [a, s, D, V].
+    Also returns the parts, [a, s, B / a, m / s, D] in the compute type.
     """
     parts = constrain(
         _in_copies(hidden, *kernels.shape[:2]).astype(dtype), "batch", "tokens", None, None, None
@@ -175,10 +171,9 @@ def _logits_by_copies(
     logits = jnp.einsum(
         "asbmd,asdv->asbmv", parts, kernels.astype(dtype), preferred_element_type=jnp.float32
     )
-    logits = constrain(logits, "batch", "tokens", None, None, "codes")
-    return constrain(
-        einops.rearrange(logits, "a s b m v -> (a b) (s m) v"), "batch", "tokens", "codes"
-    ), parts
+    logits = constrain(logits, "batch", "tokens", None, None, "vocabulary")
+    logits = einops.rearrange(logits, "a s b m v -> (a b) (s m) v")
+    return constrain(logits, "batch", "tokens", "vocabulary"), parts
 
 
 def _in_copies(x: jax.Array, a: int, s: int) -> jax.Array:
@@ -187,65 +182,66 @@ def _in_copies(x: jax.Array, a: int, s: int) -> jax.Array:
 
 
 def clip_scores(
-    model: MeBT, hidden: jax.Array, target_codes: jax.Array, target_valid: jax.Array, *, block: int
+    model: MaskedBackbone,
+    hidden: jax.Array,
+    target_tokens: jax.Array,
+    target_valid: jax.Array,
+    *,
+    block: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """(nats per valid target, share of them whose most probable code is right) of each clip,
-    float32 [B]; no gradient.
+    """(nats per valid target, accuracy) of each clip, float32 [B] each; without gradient.
 
-    For measuring, where the spread over the clips is wanted; arguments as for
-    `masked_cross_entropy`.
+    For evaluation, which needs the spread over the clips; arguments as in `masked_cross_entropy`.
     """
     kernel = model.head_kernel()
 
-    def add_block(sums, inputs):
-        hidden, codes, valid = inputs  # [B, m, D], [B, m], [B, m]
-        logits = model.logits(hidden, kernel)  # [B, m, V]
-        log_total, of_target, right = _scores(logits, codes)
-        return sums + jnp.stack(
-            [
-                jnp.sum(jnp.where(valid, term, 0.0), axis=1)
-                for term in (log_total - of_target, right)
-            ]
-        ), None
+    def add(sums: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        hidden, targets, valid = block  # [B, m, D], [B, m], [B, m]
+        log_total, target_logit, correct = _scores(model.logits(hidden, kernel), targets)
+        terms = (log_total - target_logit, correct)
+        new = jnp.stack([jnp.sum(jnp.where(valid, term, 0.0), axis=1) for term in terms])
+        return sums + new, None
 
-    sums, _ = jax.lax.scan(
-        add_block, jnp.zeros((2, len(hidden))), in_blocks(block, hidden, target_codes, target_valid)
-    )
+    blocks = in_blocks(block, hidden, target_tokens, target_valid)
+    sums, _ = jax.lax.scan(add, jnp.zeros((2, len(hidden))), blocks)
     nll, accuracy = sums / jnp.maximum(jnp.sum(target_valid, axis=1), 1)[None]
     return nll, accuracy
 
 
-def _scores(logits: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(logarithm of the sum over the codes, logit of the right one, whether none is higher), each
-    [B, m], of logits [B, m, V].
-    """
-    of_target = jnp.sum(jnp.where(_is_target(logits, codes), logits, 0.0), axis=-1)
-    # The maximum is needed for the sum anyway; an argmax is another, slow look at every logit on a
+def _scores(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-sum-exp, logit of the target, and whether no logit is higher: [B, m] each."""
+    target_logit = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0.0), axis=-1)
+    # The log-sum-exp needs the maximum anyway; an argmax is another, slow pass over the logits on a
     # CPU (benchmarks/RESULTS.md).
-    right = of_target >= jnp.max(logits, axis=-1)
-    return jax.nn.logsumexp(logits, axis=-1), of_target, right
+    correct = target_logit >= jnp.max(logits, axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1), target_logit, correct
 
 
-def _is_target(logits: jax.Array, codes: jax.Array) -> jax.Array:
-    """Whether a logit [B, m, V] is that of the right code. A comparison: a gather from split codes
-    would be sent around.
+def _is_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """One-hot bool [B, m, V]. A comparison, since a gather from a split vocabulary would make
+    devices send logits.
     """
-    return codes[..., None] == jnp.arange(logits.shape[-1])[None, None]
+    return targets[..., None] == jnp.arange(logits.shape[-1])[None, None]
 
 
 def in_blocks(block: int, *arrays: jax.Array, multiple: int = 1) -> tuple[jax.Array, ...]:
-    """Arrays [B, M, ...] as blocks of about `block` targets at most, a multiple of so many, padded
-    with zeros: [n, B, m, ...].
+    """Arrays [B, M, ...] as blocks [n, B, m, ...] of about `block` targets, padded with zeros.
+
+    m is a multiple of `multiple`. Blocks are of equal size: rounding M up to a multiple of `block`
+    could double the work. Every n-th target is in one block, so that of targets split over devices
+    every device has its part of every block.
     """
     targets = arrays[0].shape[1]
     num_blocks = max(1, -(-targets // block))
-    # Even blocks: rounding M up to `block` could double the work.
     size = -(-targets // (num_blocks * multiple)) * multiple
 
     def cut(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, 0), (0, num_blocks * size - targets)] + [(0, 0)] * (x.ndim - 2))
-        # Every n-th target: of a run of targets split over devices, each device then has its share
-        # of every block.
-        return einops.rearrange(x, "b (m n) ... -> n b m ...", n=num_blocks)
+        padding = [(0, 0), (0, num_blocks * size - targets)] + [(0, 0)] * (x.ndim - 2)
+        return einops.rearrange(jnp.pad(x, padding), "b (m n) ... -> n b m ...", n=num_blocks)
 
     return tuple(cut(x) for x in arrays)
+
+
+def join_blocks(blocks: jax.Array, targets: int) -> jax.Array:
+    """[n, B, m, ...] -> [B, M, ...]: the inverse of `in_blocks`, without the padding."""
+    return einops.rearrange(blocks, "n b m ... -> b (m n) ...")[:, :targets]

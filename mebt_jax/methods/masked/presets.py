@@ -5,15 +5,20 @@ for configs to take over.
 may run a few passes fewer, because draft steps that commit nothing are skipped (see `plan`).
 """
 
-import dataclasses
+from __future__ import annotations
 
-from mebt_jax.config import SampleConfig
+import dataclasses
+from typing import TYPE_CHECKING
+
 from mebt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from mebt_jax.methods.masked.decoding_config import DecodingConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Fields of `config.sample` under their own names; all scripts use the cosine schedule and
+    """Fields of `config.decoding` under their own names; all scripts use the cosine schedule and
     temperature 1.
     """
 
@@ -88,7 +93,7 @@ PRESETS = {
 }
 
 
-def with_preset(config: SampleConfig) -> SampleConfig:
+def with_preset(config: DecodingConfig) -> DecodingConfig:
     """The settings with those of `config.preset` put in, if it names one.
 
     Raises:
@@ -98,7 +103,7 @@ def with_preset(config: SampleConfig) -> SampleConfig:
         return config
     if config.preset not in PRESETS:
         raise UserError(
-            f'config.sample.preset is {config.preset!r}, but must be one of {", ".join(PRESETS)}, or "" for the '
-            f"settings of the config."
+            f"config.decoding.preset is {config.preset!r}, but must be one of "
+            f'{", ".join(PRESETS)}, or "" for the settings of the config.'
         )
     return dataclasses.replace(config, **dataclasses.asdict(PRESETS[config.preset]))

@@ -1,8 +1,7 @@
 """Frechet distance between two sets of features: the distance behind FVD. NumPy, float64.
 
-Its value depends on the number of samples (the bias falls as 1/N), so it is only comparable at the
-same N, and should be read against the distance of two real sets of that size; metrics/statistics.py
-gives both.
+Its value depends on the number of samples (the bias falls as 1/N), so values compare at the same N
+only, and against the distance of two real sets of that size; metrics/uncertainty.py gives both.
 """
 
 import dataclasses
@@ -13,18 +12,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Mean and scatter of N rows, which is all that a Frechet distance needs of a set of any
-    size.
-    """
+    """Mean and scatter of N rows: all that a Frechet distance needs of a set of any size."""
 
     count: int
     mean: np.ndarray  # [D] float64
-    scatter: (
-        np.ndarray
-    )  # [D, D] float64: sum over the rows of the outer product of their deviation from the mean
+    # [D, D] float64: sum over the rows of the outer product of their deviation from the mean.
+    scatter: np.ndarray
 
     def merge(self, other: "Moments") -> "Moments":
-        """Moments of both sets together (Chan, Golub and LeVeque 1979): no large sums are ever
+        """Moments of the union of both sets (Chan, Golub and LeVeque 1979): no large sums are ever
         subtracted.
         """
         count = self.count + other.count
@@ -65,8 +61,8 @@ def frechet_distance(
     """
     (mean_x, root_x), (mean_y, root_y) = _mean_and_root(x, unbiased), _mean_and_root(y, unbiased)
     # With C_x = A A' and C_y = B B', the eigenvalues of C_x C_y are the squared singular values of
-    # A' B: no square root of a nearly singular matrix is ever taken, which is where the usual form
-    # loses digits or turns complex.
+    # A' B. So no square root of a nearly singular matrix is taken, by which the usual form loses
+    # digits or becomes complex.
     trace_of_root = np.linalg.svd(root_x.T @ root_y, compute_uv=False).sum()
     distance = np.square(mean_x - mean_y).sum() + np.square(root_x).sum() + np.square(root_y).sum()
     return float(max(distance - 2 * trace_of_root, 0.0))
@@ -80,9 +76,8 @@ def _mean_and_root(samples: np.ndarray | Moments, unbiased: bool) -> tuple[np.nd
     scale = np.sqrt(count - unbiased)
     if not isinstance(samples, Moments):
         rows = np.asarray(samples, np.float64)
-        if (
-            rows.shape[0] <= rows.shape[1]
-        ):  # fewer rows than features: their own root, of low rank, is exact and cheap
+        if rows.shape[0] <= rows.shape[1]:
+            # No more rows than features: the centred rows are a root, exact and cheap.
             mean = rows.mean(axis=0)
             return mean, (rows - mean).T / scale
         samples = moments([rows])

@@ -3,16 +3,17 @@ NumPy, float64.
 """
 
 import numpy as np
+from scipy.special import log_softmax
 
 
 def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
     """(mean, standard deviation over the splits) of exp(mean KL(p(class | clip) || p(class))) for
     logits [N, V].
 
-    The rows are cut, in the order they come, into `splits` runs whose lengths differ by at most
-    one, each with its own p(class). tgan2 uses one split of 2,048 clips, StyleGAN-V ten (Salimans
-    et al. 2016; Saito et al. 2020). Small runs score lower, so the number of clips and of splits
-    belongs to the name of the number.
+    The rows are cut in their order into `splits` parts, whose lengths differ by at most one; each
+    part has its own p(class). tgan2 uses one split of 2,048 clips, StyleGAN-V ten (Salimans
+    et al. 2016; Saito et al. 2020). Few clips score lower, so a score without the number
+    of clips and of splits means nothing.
 
     Raises:
         ValueError: fewer rows than splits.
@@ -22,12 +23,8 @@ def inception_score(logits: np.ndarray, splits: int = 1) -> tuple[float, float]:
             f"an Inception Score of {splits} splits needs as many samples, but got {len(logits)}"
         )
     scores = []
-    for rows in np.array_split(_log_softmax(np.asarray(logits, np.float64)), splits):
+    log_probabilities = log_softmax(np.asarray(logits, np.float64), axis=1)
+    for rows in np.array_split(log_probabilities, splits):
         marginal = np.logaddexp.reduce(rows, axis=0) - np.log(len(rows))  # [V]
         scores.append(np.exp((np.exp(rows) * (rows - marginal)).sum(axis=1).mean()))
     return float(np.mean(scores)), float(np.std(scores))
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

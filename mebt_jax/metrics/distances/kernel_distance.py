@@ -2,15 +2,15 @@
 
 import numpy as np
 
-BLOCK = 1024  # rows of the [N, M] kernel that exist at one time
+BLOCK = 1024  # rows of the kernel matrix [N, M] that are in memory at one time
 
 
 def polynomial_mmd(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased squared MMD with the kernel (x.y / D + 1)^3 of x [N, D] and y [M, D], diagonals
     removed.
 
-    Note: mebt/fvd/fvd.py, with the defaults of scikit-learn's polynomial_kernel. May be slightly
-    negative for equal distributions.
+    Note: mebt/fvd/fvd.py, with the defaults of scikit-learn's polynomial_kernel. It may be
+    slightly negative for equal distributions.
     """
     if min(len(x), len(y)) < 2:
         raise ValueError(

@@ -1,36 +1,34 @@
-"""What nearest neighbours among features tell: precision, recall, density, coverage, and copies of
-training clips.
+"""Measures by nearest neighbours among features: precision, recall, density, coverage, and copies
+of training clips.
 
 NumPy, float64, Euclidean distances. Kynkaanniemi et al. 2019 (precision, recall); Naeem et al. 2020
 (density, coverage).
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
 NEIGHBOURS = 5  # k of Naeem et al.
-BLOCK = 1024  # rows of the [N, M] distances that exist at one time
+BLOCK = 1024  # rows of the distances [N, M] that are in memory at one time
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifold:
-    """Shares between 0 and 1, but density, whose value for perfect clips is 1 and which has no
-    upper bound.
-    """
+    """Three shares between 0 and 1, and density: 1 for perfect clips, without an upper bound."""
 
-    precision: float  # generated clips that lie within reach of some real clip: fidelity
-    recall: float  # real clips that lie within reach of some generated clip: variety
-    # real clips within whose reach a generated clip lies, over k: fidelity, robust to outliers
+    precision: float  # generated clips within the radius of some real clip: fidelity
+    recall: float  # real clips within the radius of some generated clip: variety
+    # Real clips within whose radius a generated clip lies, over k: fidelity, robust to outliers.
     density: float
-    coverage: (
-        float  # real clips that have a generated clip within reach: variety, robust to outliers
-    )
+    # Real clips that have a generated clip within their radius: variety, robust to outliers.
+    coverage: float
 
 
 def manifold(real: np.ndarray, generated: np.ndarray, k: int = NEIGHBOURS) -> Manifold:
-    """The four measures for real [N, D] and generated [M, D]; the reach of a clip is its distance
-    to its k-th neighbour.
+    """The four measures for real [N, D] and generated [M, D]; the radius of a clip is the distance
+    to its k-th nearest neighbour in its set.
 
     Raises:
         ValueError: a set has no k-th neighbour.
@@ -40,18 +38,19 @@ def manifold(real: np.ndarray, generated: np.ndarray, k: int = NEIGHBOURS) -> Ma
             f"the {k}-th neighbour needs more than {k} samples, but got {len(real)} and "
             f"{len(generated)}"
         )
-    reach_real, reach_generated = _reach(real, k), _reach(generated, k)  # [N], [M]
-    inside_real = np.zeros(len(generated), np.int64)  # how many real clips reach each generated one
+    real_radii, generated_radii = _radii(real, k), _radii(generated, k)  # [N], [M]
+    # Real clips within whose radius each generated one lies.
+    neighbours = np.zeros(len(generated), np.int64)  # [M]
     recalled, covered = [], []
     for rows, distances in _distances(real, generated):
-        within = distances < reach_real[rows, None]  # [b, M]
-        inside_real += within.sum(axis=0)
+        within = distances < real_radii[rows, None]  # [b, M]
+        neighbours += within.sum(axis=0)
         covered.append(within.any(axis=1))
-        recalled.append((distances < reach_generated).any(axis=1))
+        recalled.append((distances < generated_radii).any(axis=1))
     return Manifold(
-        precision=float((inside_real > 0).mean()),
+        precision=float((neighbours > 0).mean()),
         recall=float(np.concatenate(recalled).mean()),
-        density=float(inside_real.mean() / k),
+        density=float(neighbours.mean() / k),
         coverage=float(np.concatenate(covered).mean()),
     )
 
@@ -71,22 +70,24 @@ def copied_share(
     """Share of generated clips that are nearer to a training clip than all but `quantile` of the
     held-out clips are.
 
-    About `quantile` for a model that draws from the distribution as held-out clips do; near 1 for
-    one that recites its training clips. All features [., D]; `train` must be clips that the model
-    was trained on.
+    About `quantile` for a model whose clips are new draws of the distribution, as held-out clips
+    are; near 1 for a model that repeats its training clips.
+
+    Args:
+        generated, held_out, train: features [n, D]; the model was trained on the clips of `train`.
     """
     threshold = np.quantile(nearest(held_out, train)[1], quantile)
     return float((nearest(generated, train)[1] < threshold).mean())
 
 
-def _reach(samples: np.ndarray, k: int) -> np.ndarray:
+def _radii(samples: np.ndarray, k: int) -> np.ndarray:
     """Distance [N] of each row of samples [N, D] to the k-th nearest of the others."""
     return np.concatenate(
         [np.partition(distances, k, axis=1)[:, k] for _, distances in _distances(samples, samples)]
     )
 
 
-def _distances(x: np.ndarray, y: np.ndarray):
+def _distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Yields (rows, distances [b, M]) for blocks of rows of x [N, D] to all of y [M, D]."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     centre = y.mean(axis=0)  # the product form loses digits where all features are far from zero

@@ -19,9 +19,8 @@ def psnr(real: jax.Array, reconstruction: jax.Array) -> jax.Array:
     error = jnp.square(real.astype(jnp.float32) - reconstruction.astype(jnp.float32)).mean(
         axis=(1, 2, 3, 4)
     )
-    return -10.0 * jnp.log10(
-        jnp.maximum(error, 1e-10)
-    )  # equal clips get 100 dB instead of infinity
+    # Equal clips get 100 dB instead of infinity.
+    return -10.0 * jnp.log10(jnp.maximum(error, 1e-10))
 
 
 def ssim(real: jax.Array, reconstruction: jax.Array) -> jax.Array:

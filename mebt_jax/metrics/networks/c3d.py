@@ -1,5 +1,4 @@
-"""C3D (Tran et al. 2015) fine-tuned on UCF-101, the classifier behind the Inception Score of
-videos.
+"""C3D (Tran et al. 2015) fine-tuned on UCF-101, the classifier of the Inception Score of videos.
 
 Computes what pfnet-research/tgan2 computes (tgan2/models/c3d/c3d_ucf101.py), whose weights TATS and
 MeBT used too. Float32 at highest precision on every platform.
@@ -58,8 +57,8 @@ def c3d_features(network: "C3D", video: jax.Array) -> jax.Array:
 
 
 class C3D(nnx.Module):
-    """Eight convolutions and three linear layers; `mean` [16, 112, 112, 3] is taken off the pixels,
-    both in BGR order.
+    """Eight convolutions and three linear layers; `mean` [16, 112, 112, 3] is subtracted from the
+    pixels, both in BGR order.
     """
 
     def __init__(self, width: int = 64, hidden: int = 4096, classes: int = 101, *, rngs: nnx.Rngs):
@@ -76,7 +75,7 @@ class C3D(nnx.Module):
         self.logits = nnx.Linear(hidden, classes, precision="highest", rngs=rngs)
 
     def features(self, x: jax.Array) -> jax.Array:
-        """Pixels in BGR order, the mean taken off, [B, 16, 112, 112, 3] -> [B, hidden]."""
+        """Pixels in BGR order minus the mean, [B, 16, 112, 112, 3] -> [B, hidden]."""
         with jax.default_matmul_precision("highest"):
             for name in CONVOLUTIONS:
                 x = jax.nn.relu(self.convolutions[name](x))

@@ -15,7 +15,7 @@ from mebt_jax.nn.convolutions import Size, convolve, draw_kernel
 from mebt_jax.nn.norms import BatchNorm
 
 RESOLUTION = (224, 224)
-MIN_FRAMES = 9  # two steps of time are left of nine frames, and the last pooling takes two
+MIN_FRAMES = 9  # of nine frames two time steps are left, the window of the last pooling
 
 # Channels of the branches of each mixed block: 1x1x1; 1x1x1, 3x3x3; 1x1x1, 3x3x3; pool, 1x1x1
 # (paper, Figure 3).
@@ -47,7 +47,7 @@ def i3d_logits(network: "I3D", video: jax.Array, *, resize_rule: str = "half_pix
     Args:
         network: with converted weights.
         video: any size; frames are stretched to 224x224.
-        resize_rule: see `metrics.resize`; "half_pixel" is mebt/fvd/fvd.py:18, "corner" the original
+        resize_rule: see `resize`; "half_pixel" is mebt/fvd/fvd.py:18, "corner" the original
             FVD code.
     """
     check_bytes(video)
@@ -95,12 +95,7 @@ class I3D(nnx.Module):
                 if name in POOLS:
                     x = max_pool(x, *POOLS[name])
                 x = self.blocks[name](x)
-        return (
-            lax.reduce_window(x, 0.0, lax.add, (1, 2, 7, 7, 1), (1, 1, 1, 1, 1), "VALID")[
-                :, :, 0, 0
-            ]
-            / 98
-        )
+        return nnx.avg_pool(x, (2, 7, 7))[:, :, 0, 0]
 
 
 class Mixed(nnx.Module):
@@ -156,7 +151,7 @@ class Unit(nnx.Module):
 def max_pool(x: jax.Array, window: Size, strides: Size) -> jax.Array:
     """[B, F, H, W, C] -> largest of each window, sizes divided by the strides and rounded up.
 
-    Note: the official pooling pads with zeros (pytorch_i3d.py:43). That is the same after a ReLU,
-    which all inputs are.
+    Note: the official pooling pads with zeros (pytorch_i3d.py:43). For outputs of a ReLU, which all
+    inputs are, the result is the same.
     """
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), "SAME")
+    return nnx.max_pool(x, window, strides, "SAME")

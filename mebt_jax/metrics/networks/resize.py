@@ -1,7 +1,7 @@
 """Bilinear resizing of frames under the three rules that feature networks were published with.
 
-They differ in where the centre of an output pixel lies in the input, which moves FVD and Inception
-Scores; none of them antialiases.
+They differ in where the centre of an output pixel lies in the input, which changes FVD and the
+Inception Score; none of them antialiases.
 """
 
 import jax
@@ -16,11 +16,11 @@ def resize(frames: jax.Array, size: tuple[int, int], rule: str) -> jax.Array:
     ratio.
 
     Args:
-        frames: any number type, kept in its range.
+        frames: any number type; the range of the values stays.
         size: (height, width) in pixels.
         rule: "half_pixel" is torch's interpolate with align_corners=False; "corner" is TensorFlow
-            1's resize_bilinear, which takes corners for centres; "aligned" is align_corners=True,
-            which is Chainer's resize_images.
+            1's resize_bilinear, which puts the centres of pixels at their corners; "aligned" is
+            align_corners=True, which is Chainer's resize_images.
     """
     rows, columns = (_weights(n, m, rule) for n, m in zip(frames.shape[-3:-1], size))
     return jnp.einsum(
@@ -49,8 +49,8 @@ def _weights(inputs: int, outputs: int, rule: str) -> np.ndarray:
 
 
 def check_bytes(video: jax.Array) -> None:
-    """Raises ValueError unless clips are uint8 [B, F, H, W, 3]: floats in [0, 1] or [-1, 1] would
-    pass and score anything.
+    """Raises ValueError unless clips are uint8 [B, F, H, W, 3]: floats in [0, 1] or in [-1, 1]
+    would give wrong features without an error.
     """
     if video.dtype != jnp.uint8 or video.ndim != 5 or video.shape[-1] != 3:
         raise ValueError(

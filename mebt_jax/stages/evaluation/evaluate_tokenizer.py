@@ -1,9 +1,7 @@
-"""Part of the fifth stage: measures a tokenizer alone, in a workdir in which no transformer is
-trained yet.
+"""Part of the fifth stage: measures a tokenizer alone, in a workdir in which no prior is trained
+yet.
 """
 
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -12,30 +10,20 @@ import numpy as np
 from mebt_jax.config import Config
 from mebt_jax.data import measured_clips
 from mebt_jax.metrics import protocols, report, results, uncertainty
-from mebt_jax.metrics.distances import codebook_usage as code_metrics
-from mebt_jax.metrics.distances.frechet import frechet_distance
+from mebt_jax.metrics.measures import Measures, Values
 from mebt_jax.metrics.protocols import ClipForm, Protocol
-from mebt_jax.metrics.results import Result, mean
+from mebt_jax.metrics.results import Result
+from mebt_jax.runtime import host_arrays, pictures
 from mebt_jax.runtime import mesh as mesh_lib
-from mebt_jax.runtime import pictures
 from mebt_jax.runtime import workdir as workdir_lib
-from mebt_jax.runtime.mesh import on_host
 from mebt_jax.stages.evaluation import feature_networks
-from mebt_jax.stages.evaluation.evaluated_clips import (
-    COMPARED,
-    MeasuredClips,
-    compiled_measure,
-    measure_clips,
-)
-from mebt_jax.stages.prior import TokenizerOnMesh
-from mebt_jax.stages.tokenizer import load_tokenizer
+from mebt_jax.stages.evaluation.evaluated_clips import Evaluator, Pair, RealClips
+from mebt_jax.stages.evaluation.reconstruction_results import paired_frechet, token_numbers
+from mebt_jax.tokenizer.trained_tokenizer import load_tokenizer
 
-FOLDER = (
-    "evaluate_tokenizer"  # not the stage's: its results are made anew when there is a transformer
-)
+# Not the stage's own folder: its results are computed again when there is a prior.
+FOLDER = "evaluate_tokenizer"
 WORST_CLIPS = 4  # of each split that are shown
-
-Pair = tuple[np.ndarray, np.ndarray]  # real and reconstructed, uint8 [F, H, W, 3]
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -52,19 +40,20 @@ def run(config: Config, workdir: Path) -> None:
     protocol = protocols.for_data(
         config.evaluate.protocol, measured_clips.real_split(config, workdir), config.data.frames
     )
-    network = {COMPARED: feature_networks.load(protocol, config)[COMPARED]}
-    measured = compiled_measure(network, feature_networks.load_lpips(config), mesh)
-    tokenizer = load_tokenizer(config, workdir, mesh)
-    pixels = TokenizerOnMesh(tokenizer, mesh)
+    measures = feature_networks.load_for_tokenizer(protocol, config)
+    space = load_tokenizer(config, workdir, mesh)
+    evaluator = Evaluator(space, measures, size)
 
     found: dict[str, Result] = {}
     rows: list[report.Clips] = []
-    for split in ("validation", "train"):
-        clips = measured_clips.open_clips(config, workdir, split)
-        name = measured_clips.SPLITS[split]
-        worst = WorstClips(measured, mesh, min(config.evaluate.clips, len(clips)))
-        through = measure_clips(pixels, worst, clips, config.evaluate.clips, size, 0)
-        found |= numbers(name, through, clips.text, protocol, config)
+    for split, name in measured_clips.SPLITS.items():
+        worst = WorstClips(mesh)
+        clips = evaluator.real_clips(
+            measured_clips.open_clips(config, workdir, split),
+            config.evaluate.clips,
+            on_batch=worst.add,
+        )
+        found |= split_results(name, clips, measures, protocol, config)
         rows.append(
             report.Clips(
                 f"Worst {name} clips",
@@ -72,151 +61,83 @@ def run(config: Config, workdir: Path) -> None:
                 worst.rows(),
             )
         )
-
     if jax.process_index() == 0:
-        directory = workdir / FOLDER
-        workdir_lib.write_json(
-            directory / "metrics.json",
-            results.to_json(found) | {"tokenizer": tokenizer.content_hash},
-        )
-        pictures.contact_sheet(
-            directory / "worst_clips.png",
-            [
-                (f"{row.title.split()[1]} {label}", video)
-                for row in rows
-                for label, video in row.clips
-            ],
-        )
-        report.write_page(
-            directory / "report.html",
-            f"Tokenizer of {config.name}",
-            found,
-            rows,
-            {"Training": workdir / "tokenizer" / "curves.png"},
-            frames_per_second=config.sample.frames_per_second,
-        )
-        print(results.table(found))
-        print(
-            f"  there is no transformer in {workdir}: the tokenizer alone is measured\n  "
-            "everything on one page "
-            f"{directory / 'report.html'}\n  the worst clips {directory / 'worst_clips.png'}"
-        )
+        show(config, workdir, space.content_hash, found, rows)
+
+
+def show(
+    config: Config,
+    workdir: Path,
+    tokenizer_hash: str,
+    found: dict[str, Result],
+    rows: list[report.Clips],
+) -> None:
+    """Writes the files, and prints the table."""
+    directory = workdir / FOLDER
+    workdir_lib.write_json(
+        directory / "metrics.json", results.to_json(found) | {"tokenizer": tokenizer_hash}
+    )
+    pictures.contact_sheet(
+        directory / "worst_clips.png",
+        [(f"{row.title.split()[1]} {label}", video) for row in rows for label, video in row.clips],
+    )
+    report.write_page(
+        directory / "report.html",
+        f"Tokenizer of {config.name}",
+        found,
+        rows,
+        {"Training": workdir / "tokenizer" / "curves.png"},
+        frames_per_second=config.sample.frames_per_second,
+    )
+    print(results.table(found))
+    print(
+        f"  there is no transformer in {workdir}: the tokenizer alone is measured\n  "
+        f"everything on one page {directory / 'report.html'}\n  "
+        f"the worst clips {directory / 'worst_clips.png'}"
+    )
 
 
 class WorstClips:
-    """A measure of batches that passes on another's numbers and keeps the clips with the lowest
-    PSNR.
-    """
+    """Keeps the pixels of the clips with the lowest PSNR, of batches that are added in order."""
 
-    def __init__(
-        self, measured: Callable[..., dict[str, jax.Array]], mesh: jax.sharding.Mesh, distinct: int
-    ):
-        self._measured, self._mesh, self._distinct = measured, mesh, distinct
-        self._done = 0
-        self._kept: list[tuple[float, int, Pair]] = []  # (PSNR, number of the clip, pixels)
+    def __init__(self, mesh: jax.sharding.Mesh) -> None:
+        self._mesh = mesh
+        self._count = 0
+        self._kept: list[tuple[float, int, Pair]] = []  # (PSNR, index of the clip, pixels)
 
-    def __call__(self, real: jax.Array, rebuilt: jax.Array) -> dict[str, jax.Array]:
-        """Numbers [B] of uint8 clips [B, F, H, W, 3] and their reconstructions."""
-        values = self._measured(real, rebuilt)
-        scores = np.asarray(values["psnr"])[
-            : max(self._distinct - self._done, 0)
-        ]  # the rest only fill the last batch
-        worst_kept = self._kept[-1][0] if len(self._kept) == WORST_CLIPS else np.inf
-        if (scores < worst_kept).any():
-            pixels = zip(on_host(real, self._mesh), on_host(rebuilt, self._mesh))
+    def add(self, values: Values, real: jax.Array, reconstructed: jax.Array) -> None:
+        """Takes the "psnr" [b] of a batch, and its clips [B, F, H, W, 3] with B >= b."""
+        scores = values["psnr"]
+        highest_kept = self._kept[-1][0] if len(self._kept) == WORST_CLIPS else np.inf
+        if (scores < highest_kept).any():
+            pixels = (host_arrays.on_host(video, self._mesh) for video in (real, reconstructed))
             rows = [
-                (float(score), self._done + i, pair)
-                for i, (score, pair) in enumerate(zip(scores, pixels))
+                (float(score), self._count + i, pair)
+                for i, (score, *pair) in enumerate(zip(scores, *pixels))
             ]
             self._kept = sorted(self._kept + rows, key=lambda row: row[:2])[:WORST_CLIPS]
-        self._done += len(values["psnr"])
-        return values
+        self._count += len(scores)
 
     def rows(self) -> list[tuple[str, np.ndarray]]:
         """(caption, clip) with each real clip before its reconstruction, the worst first."""
-        return [
-            row
-            for score, number, (real, rebuilt) in self._kept
-            for row in ((f"{number} real", real), (f"{number} {score:.1f} dB", rebuilt))
-        ]
-
-
-def numbers(
-    split: str, clips: MeasuredClips, text: str, protocol: Protocol, config: Config
-) -> dict[str, Result]:
-    """How near reconstructions come to the clips of a split, which `text` describes, and how the
-    codes are used there.
-    """
-    found = reconstruction_numbers(split, clips)
-    if len(clips.measures[f"{COMPARED}/real"]) > 1:
-        form = ClipForm(config.data.frames, config.data.resolution, config.data.frame_stride)
-        found["reconstruction_frechet"] = paired_frechet(split, clips, text, protocol, form)
-    for name, (measure, biased, definition) in code_measures(config.tokenizer.codes, split).items():
-        found[name] = Result(
-            uncertainty.of_samples(measure, clips.codes, biased=biased), definition
+        return pictures.pair_rows(
+            [pair for _, _, pair in self._kept],
+            [(f"{index} real", f"{index} {score:.1f} dB") for score, index, _ in self._kept],
         )
+
+
+def split_results(
+    split: str, clips: RealClips, measures: Measures, protocol: Protocol, config: Config
+) -> dict[str, Result]:
+    """How close reconstructions are to the clips of a split, and how the codebook is used there."""
+    found = results.clip_means(measures.pairs, clips.pairs, f"{split} clips")
+    found |= results.clip_means(
+        measures.reconstructed, clips.reconstructed, f"reconstructed {split} clips", clips.real
+    )
+    if len(clips.tokens) > 1:
+        form = ClipForm.from_config(config)
+        found["reconstruction_frechet"] = paired_frechet(split, clips, clips.text, protocol, form)
+    for name, number in token_numbers(config.tokenizer.codebook_size, split).items():
+        estimate = uncertainty.from_samples(number.measure, clips.tokens, biased=number.biased)
+        found[name] = Result(estimate, number.definition)
     return {f"{split}/{name}": result for name, result in found.items()}
-
-
-def reconstruction_numbers(split: str, clips: MeasuredClips) -> dict[str, Result]:
-    """Pixels, and LPIPS where it was measured."""
-    definitions = {
-        "psnr": f"dB, peak 1: mean over {split} clips of the PSNR of each whole clip, uint8 against uint8",
-        "ssim": f"mean over {split} clips, their frames and channels; Gaussian window 11, sigma 1.5",
-        "l1": f"mean absolute difference of values in [0, 1] over {split} clips",
-        "lpips": f"mean over {split} clips and their frames; VGG16, pixels in [-1, 1]",
-    }
-    return {
-        name: mean(clips.measures[name], text)
-        for name, text in definitions.items()
-        if name in clips.measures
-    }
-
-
-def paired_frechet(
-    split: str, clips: MeasuredClips, text: str, protocol: Protocol, form: ClipForm
-) -> Result:
-    """Distance of features before and after the tokenizer, of the same clips, which `text`
-    describes.
-    """
-    real, rebuilt = clips.measures[f"{COMPARED}/real"], clips.measures[f"{COMPARED}/rebuilt"]
-    distance = uncertainty.of_samples(
-        lambda after, before: frechet_distance(after, before, protocol.unbiased), rebuilt, real
-    )
-    return Result(
-        dataclasses.replace(
-            distance, real_floor=0.0, real_floor_count=len(real)
-        ),  # clips that come out as they went in
-        f"{protocol.measure} of {split} clips after the tokenizer and the same clips before it; "
-        "on I3D features this is rFVD",
-        protocol.describe(len(real), form, 1, f"{text}, each against itself"),
-    )
-
-
-def code_measures(
-    vocabulary: int, split: str
-) -> dict[str, tuple[Callable[[np.ndarray], float], bool | None, str]]:
-    """By name: a number of codes [n, T, H, W], whether few clips bias it (None: unknown), and its
-    definition.
-    """
-
-    def of_counts(measure: Callable[[np.ndarray], float]) -> Callable[[np.ndarray], float]:
-        return lambda codes: measure(code_metrics.count_codes(codes, vocabulary))
-
-    return {
-        "usage": (
-            of_counts(code_metrics.usage),
-            None,
-            f"share of the {vocabulary} codes that occur in the {split} clips",
-        ),
-        "dead_codes": (
-            of_counts(code_metrics.dead),
-            None,
-            f"codes of {vocabulary} that never occur in the {split} clips",
-        ),
-        "perplexity": (
-            of_counts(code_metrics.perplexity),
-            True,
-            f"exp(entropy) of the code frequencies of the {split} clips",
-        ),
-    }

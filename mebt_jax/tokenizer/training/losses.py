@@ -1,36 +1,35 @@
-"""Loss of the tokenizer: how well the decoder repaints the video from codes, and how near the
-features stay to them.
+"""Loss of the tokenizer (the paper's equation 1): how well the decoder reconstructs the video from
+tokens, and how near the features are to the embeddings of their tokens.
 
-What judges the reconstruction (`reconstruction_loss`) is apart from what judges the codes, so that
-a discriminator's opinion of the same reconstruction can be weighed against it (`adversarial.py`).
+The distances of a reconstruction (`reconstruction_loss`) are apart from the pass through the
+tokenizer (`reconstruct`), so that the gradient of the discriminators at the same reconstruction can
+be weighed against theirs (`adversarial.py`).
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from mebt_jax.config import TokenizerConfig
-from mebt_jax.tokenizer import quantizers
-from mebt_jax.tokenizer.autoencoder import Tokenizer, own_codes
+from mebt_jax.tokenizer.autoencoder import Tokenizer
+from mebt_jax.tokenizer.tokenizer_config import TokenizerConfig
 from mebt_jax.tokenizer.training.lpips import LPIPS
 
 
 @struct.dataclass
 class TokenizerOutput:
-    """What one pass over a batch gives besides the loss; `features` and `codes` feed
-    `quantizers.update_codebook`.
+    """Results of one pass over a batch besides the loss; `features` and `tokens` are arguments of
+    `Quantizer.update`.
     """
 
     reconstruction: jax.Array  # [B, F, H, W, 3] float32
     features: jax.Array  # [B, T, H, W, E] float32
-    codes: jax.Array  # [B, T, H, W] int32
-    statistics: nnx.State  # of the tokenizer's BatchNorms after this pass; empty without
-    metrics: dict[str, jax.Array]  # scalars, see `quantizers.quantize` and `reconstruction_loss`
+    tokens: jax.Array  # [B, T, H, W] int32
+    batch_stats: nnx.State  # of the tokenizer's BatchNorms after this pass; empty without
+    metrics: dict[str, jax.Array]  # scalars, see `QuantizerOutput` and `reconstruction_loss`
 
 
 def tokenizer_loss(
     tokenizer: Tokenizer,
-    codebook: quantizers.Codebook,
     video: jax.Array,
     config: TokenizerConfig,
     perceptual: LPIPS | None = None,
@@ -40,29 +39,29 @@ def tokenizer_loss(
     mebt/vqgan.py:119).
 
     Args:
-        tokenizer: the network; differentiate with respect to its parameters.
-        codebook: constant here, what it counts and averages follows by
-            `quantizers.update_codebook`.
+        tokenizer: differentiate with respect to its parameters.
         video: [B, F, H, W, 3] in [-0.5, 0.5].
-        config: the weights and the number of codes.
+        config: the weights.
         perceptual, frame: see `reconstruction_loss`.
     """
-    codes, output = code_loss(tokenizer, codebook, video, config)
-    painted, metrics = reconstruction_loss(output.reconstruction, video, config, perceptual, frame)
-    return codes + painted, output.replace(metrics=metrics | output.metrics)
+    quantizer_loss, output = reconstruct(tokenizer, video)
+    recon_loss, metrics = reconstruction_loss(
+        output.reconstruction, video, config, perceptual, frame
+    )
+    return quantizer_loss + recon_loss, output.replace(metrics=metrics | output.metrics)
 
 
-def code_loss(
-    tokenizer: Tokenizer, codebook: quantizers.Codebook, video: jax.Array, config: TokenizerConfig
-) -> tuple[jax.Array, TokenizerOutput]:
-    """One pass through the tokenizer, and the weighted terms of its features and codes."""
+def reconstruct(tokenizer: Tokenizer, video: jax.Array) -> tuple[jax.Array, TokenizerOutput]:
+    """One pass of clips [B, F, H, W, 3] through the tokenizer, and the quantizer's weighted terms
+    of the loss.
+    """
     features = tokenizer.encode(video)
-    quantized = quantizers.quantize(own_codes(tokenizer, codebook), features, config)
-    reconstruction = tokenizer.decode(quantized.embeddings)
-    return quantized.loss, TokenizerOutput(
+    quantized = tokenizer.quantizer(features)
+    reconstruction = tokenizer.decode(quantized.quantized)
+    return quantized.quantizer_loss, TokenizerOutput(
         reconstruction,
         features,
-        quantized.codes,
+        quantized.tokens,
         nnx.state(tokenizer, nnx.BatchStat),
         quantized.metrics,
     )
@@ -88,15 +87,12 @@ def reconstruction_loss(
     loss = config.l1_weight * l1 + config.l2_weight * l2
     metrics = {"l1": l1, "l2": l2, "psnr": -10 * jnp.log10(l2)}
     if perceptual is not None:
-        distance = jnp.mean(
-            perceptual(
-                chosen_frames(video, frame)[:, 0], chosen_frames(reconstruction, frame)[:, 0]
-            )
-        )
+        real, fake = (select_frames(x, frame)[:, 0] for x in (video, reconstruction))
+        distance = jnp.mean(perceptual(real, fake))
         loss, metrics["perceptual"] = loss + config.perceptual_weight * distance, distance
     return loss, metrics
 
 
-def chosen_frames(video: jax.Array, frame: jax.Array) -> jax.Array:
+def select_frames(video: jax.Array, frame: jax.Array) -> jax.Array:
     """[B, 1, H, W, 3]: the frame with index `frame`, int [B], of each clip [B, F, H, W, 3]."""
     return jnp.take_along_axis(video, jnp.expand_dims(frame, (1, 2, 3, 4)), axis=1)

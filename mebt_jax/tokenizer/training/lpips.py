@@ -8,9 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
-
-from mebt_jax.nn.convolutions import draw_kernel
 
 # Convolutions of each stage of VGG16 by their index in torchvision's list of layers; their outputs.
 STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
@@ -28,7 +25,16 @@ class LPIPS(nnx.Module):
         convolutions: list[nnx.Module] = []
         for stage, outputs in zip(STAGES, WIDTHS):
             for _ in stage:
-                convolutions.append(Convolution(inputs, outputs, rngs=rngs))
+                convolutions.append(
+                    nnx.Conv(
+                        inputs,
+                        outputs,
+                        (3, 3),
+                        padding="SAME",
+                        kernel_init=nnx.initializers.he_uniform(),
+                        rngs=rngs,
+                    )
+                )
                 inputs = outputs
         self.convolutions = nnx.List(convolutions)
         self.weights = nnx.List([nnx.Param(jnp.ones((width,)) / width) for width in WIDTHS])
@@ -52,32 +58,18 @@ class LPIPS(nnx.Module):
         """Last features of each stage, [B, H / 2^i, W / 2^i, c], of images [B, H, W, 3]."""
         x = (x - jnp.expand_dims(SHIFT, (0, 1, 2))) / jnp.expand_dims(SCALE, (0, 1, 2))
         layers = iter(self.convolutions)
-        found = []
+        by_stage = []
         for i, stage in enumerate(STAGES):
             if i > 0:
-                x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+                x = nnx.max_pool(x, (2, 2), strides=(2, 2))
             for _ in stage:
                 x = jax.nn.relu(next(layers)(x))
-            found.append(x)
-        return found
-
-
-class Convolution(nnx.Module):
-    """3x3 convolution with zeros outside and a bias."""
-
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(draw_kernel(rngs.params(), (3, 3, inputs, outputs), gain=2**0.5))
-        self.bias = nnx.Param(jnp.zeros((outputs,)))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = lax.conv_general_dilated(
-            x, self.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return y + jnp.expand_dims(self.bias[...], (0, 1, 2))
+            by_stage.append(x)
+        return by_stage
 
 
 def unit_length(x: jax.Array) -> jax.Array:
     """Every feature vector [..., c] divided by its length plus 1e-10."""
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    # Below 1e-20 the length is held, or else the gradient of the root at zero would be infinite.
+    # The maximum keeps the gradient of the root finite at zero.
     return x / (jnp.sqrt(jnp.maximum(squares, 1e-20)) + 1e-10)

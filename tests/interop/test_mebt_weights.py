@@ -1,5 +1,5 @@
-"""Our transformer computes the function of the official program: numbers in vectors/ were made with
-its PyTorch modules.
+"""Our transformer computes the same function as the official program, whose PyTorch modules
+computed the numbers in vectors/.
 """
 
 import ast
@@ -12,9 +12,10 @@ import pytest
 from flax import nnx
 from official_weights import load_vectors, state_dict_of
 
-from configs.base import get_config
+from mebt_jax.backbones.interface import MaskedTokens, TokenGrid
+from mebt_jax.backbones.mebt.mebt_config import FLAVOURS, MeBTConfig
 from mebt_jax.backbones.mebt.model import MeBT
-from mebt_jax.config import TransformerConfig, from_config_dict
+from mebt_jax.config import default_config, from_config_dict
 from mebt_jax.errors import UserError
 from mebt_jax.interop.mebt_weights import KINDS, transformer_from_official
 from mebt_jax.methods.masked.loss import masked_cross_entropy
@@ -27,20 +28,17 @@ VECTORS = (
         for name in ("odd_order", "repeated")
     ),
 )
-FAST_COMPILE = {
-    "xla_backend_optimization_level": 0
-}  # these tests compile for longer than they compute
 
 
-def config_of(vectors) -> TransformerConfig:
+def config_of(vectors) -> MeBTConfig:
     official = ast.literal_eval(str(vectors["config"]))
     return dataclasses.replace(
-        from_config_dict(get_config()).transformer,
+        from_config_dict(default_config()).backbone,
         layers=tuple(KINDS[mode] for mode in official["mode"]),
         width=official["n_embd"],
         heads=official["n_head"],
-        latents=official["n_lat"],
-        flavour="paper",
+        num_latents=official["n_lat"],
+        **FLAVOURS["paper"],
         dtype="float32",
     )
 
@@ -53,8 +51,7 @@ def official(request):
     model = nnx.eval_shape(
         lambda: MeBT(
             config,
-            num_codes=weights["tok_emb.weight"].shape[0],
-            grid=(weights["pos_emb"].shape[1], 1, 1),
+            TokenGrid(weights["tok_emb.weight"].shape[0], (weights["pos_emb"].shape[1], 1, 1)),
             rngs=nnx.Rngs(0),
         )
     )
@@ -65,10 +62,13 @@ def official(request):
 
 
 def inputs_of(vectors, case, context_padding=0, target_padding=0):
-    """Arguments of the model for one stored case; padded slots hold code 7 at position 3."""
+    """Tokens of one stored case; padded slots hold code 7 at position 3."""
     contexts, targets = vectors[f"{case}/context_indices"], vectors[f"{case}/target_indices"]
-    pad = lambda x, count, value: np.pad(x, [(0, 0), (0, count)], constant_values=value)  # noqa: E731
-    return (
+
+    def pad(x, count, value):
+        return np.pad(x, [(0, 0), (0, count)], constant_values=value)
+
+    return MaskedTokens(
         pad(np.take_along_axis(vectors["tokens"], contexts, 1), context_padding, 7),
         pad(contexts, context_padding, 3),
         pad(np.ones(contexts.shape, bool), context_padding, False),
@@ -82,9 +82,9 @@ def test_logits_of_every_case(official):
 
     def logits_of(params, inputs):
         model = nnx.merge(graphdef, params)
-        return model.logits(model(*inputs))
+        return model.logits(model(inputs))
 
-    logits_of = jax.jit(logits_of, compiler_options=FAST_COMPILE)
+    logits_of = jax.jit(logits_of)
     tokens = vectors["tokens"].shape[1]
     cases = [key.removesuffix("/logits") for key in vectors if key.endswith("/logits")]
     # All cases padded to one size, where an empty context is all padding; and the empty context as
@@ -108,13 +108,13 @@ def test_loss_and_gradients(official):
 
     def loss_fn(params):
         model = nnx.merge(graphdef, params)
-        hidden = model(*inputs_of(vectors, "loss"))
+        hidden = model(inputs_of(vectors, "loss"))
         valid = jnp.ones(target_codes.shape, bool)
         return masked_cross_entropy(
             model, hidden, target_codes, valid, block=7, label_smoothing=0.0
         ).loss
 
-    loss, gradients = jax.jit(jax.value_and_grad(loss_fn), compiler_options=FAST_COMPILE)(params)
+    loss, gradients = jax.jit(jax.value_and_grad(loss_fn))(params)
     np.testing.assert_allclose(loss, vectors["loss/value"], rtol=1e-5)
 
     # Converting names to our tree maps official gradients to ours in the same way as weights.
@@ -140,8 +140,8 @@ def test_loss_and_gradients(official):
 
 
 def official_gradients(gradients, config):
-    """{official name: gradient}, found by converting a state dict in which every parameter is
-    filled with its own number.
+    """{official name: gradient}. Converting a state dict in which each parameter is filled with its
+    index shows which of our entries it becomes.
     """
     vectors = next(
         v
@@ -153,18 +153,18 @@ def official_gradients(gradients, config):
         for name, shape in zip(vectors["names"], vectors["shapes"])
     }
     names = list(shapes)
-    numbered = transformer_from_official(
+    indices = transformer_from_official(
         {name: np.full(shape, i) for i, (name, shape) in enumerate(shapes.items())}, config
     )
-    found = {}
-    for number, gradient in zip(jax.tree.leaves(numbered), jax.tree.leaves(gradients)):
-        # Only a stacked parameter (one number per layer) has more than one number in it.
-        for i in np.unique(number):
-            found[names[int(i)]] = np.asarray(gradient)[np.asarray(number) == i].reshape(
-                number.shape if len(np.unique(number)) == 1 else number.shape[1:]
+    official = {}
+    for index, gradient in zip(jax.tree.leaves(indices), jax.tree.leaves(gradients)):
+        # Only a stacked parameter, with an index per layer, has several indices.
+        for i in np.unique(index):
+            official[names[int(i)]] = np.asarray(gradient)[np.asarray(index) == i].reshape(
+                index.shape if len(np.unique(index)) == 1 else index.shape[1:]
             )
-    assert sorted(found) == sorted(names), "every official name is used exactly once"
-    return found
+    assert sorted(official) == sorted(names), "every official name is used exactly once"
+    return official
 
 
 def test_repeated_layers_are_stacked_in_order():

@@ -3,7 +3,7 @@ between devices.
 """
 
 import functools
-import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,18 @@ from flax import nnx
 from tiny_config import tiny_config
 
 from mebt_jax.aot.traffic import read_traffic
+from mebt_jax.backbones.interface import MaskedTokens
 from mebt_jax.config import from_config_dict
-from mebt_jax.methods.masked import decode
-from mebt_jax.methods.masked.masking import Split, draw_masking
-from mebt_jax.methods.masked.plan import build_plan
-from mebt_jax.methods.masked.shape_buckets import all_shapes
+from mebt_jax.methods.masked.masked_method import MaskedMethod
+from mebt_jax.methods.masked.masking import MaskedExamples
+from mebt_jax.methods.sampling_keys import clip_keys_program
+from mebt_jax.methods.trained_prior import abstract_prior
+from mebt_jax.runtime import host_arrays
 from mebt_jax.runtime import mesh as mesh_lib
+from mebt_jax.runtime import sharding as sharding_lib
 from mebt_jax.runtime.optimizers import make_optimizer
 from mebt_jax.runtime.train_state import create_sharded, new_state
-from mebt_jax.stages import prior as transformer_stage
+from mebt_jax.stages import prior
 from mebt_jax.stages import tokenizer as tokenizer_stage
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -44,10 +47,10 @@ ALL = [
 
 def config_on(axes, **overrides):
     settings = dict(
-        transformer__layers=("encode", "update", "decode"),
-        transformer__latents=8,
-        tokenizer__training__clip_norm=0.0,
-        transformer__training__clip_norm=0.0,
+        backbone__layers=("encode", "update", "decode"),
+        backbone__num_latents=8,
+        tokenizer__training__grad_clip_norm=0.0,
+        prior__training__grad_clip_norm=0.0,
     )
     mesh = {f"mesh__{name}": size for name, size in zip(mesh_lib.AXES, axes)}
     return from_config_dict(tiny_config(**settings | mesh | overrides))
@@ -67,24 +70,25 @@ def train(create, step, batches):
 
 
 @functools.cache
-def trained_transformer(axes):
+def trained_prior(axes):
     config = config_on(axes)
     mesh = mesh_lib.make_mesh(config.mesh)
-    graphdef, abstract_params = transformer_stage.abstract_transformer(config)
-    optimizer = make_optimizer(config.transformer.training, abstract_params)
-    model = lambda: transformer_stage.new_transformer(config, jax.random.key(0), None)  # noqa: E731
-    state, shardings = create_sharded(
-        lambda: new_state(nnx.state(model(), nnx.Param), optimizer, ema=True),
-        mesh,
-        config.runtime.fsdp_min_elements,
-    )
-    (shape,) = all_shapes(config.masking, config.grid)
-    step = transformer_stage.step_programs(config, graphdef, optimizer, shardings, mesh)(shape)
+    method = MaskedMethod.from_config(config)
+    graphdef, abstract_params = abstract_prior(method)
+    optimizer = make_optimizer(config.prior.training, abstract_params)
+
+    def create():
+        params = nnx.state(method.create(jax.random.key(0)), nnx.Param)
+        return new_state(params, optimizer, ema=True)
+
+    state, shardings = create_sharded(create, mesh, config.runtime.fsdp_min_elements)
+    (shape,) = method.programs()
+    step = prior.step_programs(config, method, graphdef, optimizer, shardings, mesh)(shape)
     batches = []
     for number in range(2):
         codes = np.random.default_rng(number).integers(0, 16, (8, *config.grid), dtype=np.int32)
-        draw = draw_masking(config.masking, config.grid, 8, seed=0, step=number)
-        batches.append((*mesh_lib.put_rows(mesh, codes), *transformer_stage.place(draw, mesh)))
+        arrays = prior.put_draw(method.draw(number), mesh)
+        batches.append((*host_arrays.put_rows(mesh, codes), None, arrays))
     return train(lambda: state, step, batches)
 
 
@@ -102,8 +106,9 @@ def trained_tokenizer(axes):
     )
     state, shardings = create_sharded(create, mesh, config.runtime.fsdp_min_elements)
     step = functools.partial(tokenizer_stage.train_step, parts=parts, config=config.tokenizer)
-    step = jax.jit(
-        mesh_lib.on_mesh(mesh, step),
+    step = mesh_lib.jit(
+        mesh,
+        step,
         out_shardings=(shardings, mesh_lib.replicated(mesh)),
         donate_argnums=0,
     )
@@ -114,13 +119,13 @@ def trained_tokenizer(axes):
     return train(
         lambda: state,
         step,
-        [tuple(mesh_lib.put_batch(mesh, {"video": video}).values()) for video in videos],
+        [tuple(host_arrays.put_batch(mesh, {"video": video}).values()) for video in videos],
     )
 
 
 @pytest.mark.parametrize("axes", ALL)
 @pytest.mark.parametrize(
-    "trained", [trained_transformer, pytest.param(trained_tokenizer, marks=pytest.mark.slow)]
+    "trained", [trained_prior, pytest.param(trained_tokenizer, marks=pytest.mark.slow)]
 )
 def test_losses_and_gradients_are_those_of_one_device_and_the_state_really_splits(trained, axes):
     (losses, first, state), (expected, expected_first, _) = trained(axes), trained(ONE)
@@ -135,36 +140,33 @@ def test_losses_and_gradients_are_those_of_one_device_and_the_state_really_split
         (state.params, state.ema, state.opt_state)
     ):
         if leaf.size >= 512 and leaf.ndim > 1:
-            by_name = any(
-                f"['{name}']['kernel']" in jax.tree_util.keystr(path)
-                for name in ("query", "mlp_out", "head")
-            )
-            pieces = leaf.size // leaf.addressable_shards[0].data.size
-            assert pieces == fsdp * sequence * (
-                tensor if by_name else pieces // (fsdp * sequence)
-            ), path
+            names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+            by_name = tuple(names[-2:]) in sharding_lib.TENSOR_PARAMETERS
+            shards = leaf.size // leaf.addressable_shards[0].data.size
+            assert shards == fsdp * sequence * (tensor if by_name else 1), path
 
 
 @functools.cache
 def samples(axes, order):
     config = config_on(
-        axes, sample__order=order, sample__draft_steps=3, sample__bootstrap_steps=1, sample__top_k=4
+        axes,
+        decoding__order=order,
+        decoding__draft_steps=3,
+        decoding__bootstrap_steps=1,
+        decoding__top_k=4,
     )
     mesh = mesh_lib.make_mesh(config.mesh)
-    graphdef, abstract_params = transformer_stage.abstract_transformer(config)
+    method = MaskedMethod.from_config(config)
+    graphdef, abstract_params = abstract_prior(method)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: rng.normal(0.1, 0.3, leaf.shape).astype(np.float32), abstract_params
     )
     params = jax.device_put(
-        params, mesh_lib.state_sharding(params, mesh, config.runtime.fsdp_min_elements)
+        params, sharding_lib.state_sharding(params, mesh, config.runtime.fsdp_min_elements)
     )
-    plan = build_plan(config.sample, math.prod(config.grid), 0)
-    sharding = mesh_lib.batch_sharding(mesh)
-    keys = jax.jit(decode.clip_keys, static_argnums=0, out_shardings=sharding)(3, jnp.arange(8))
-    return np.asarray(
-        decode.decode(graphdef, params, plan, config.grid, keys, block=16, sharding=sharding).codes
-    )
+    keys = clip_keys_program(mesh)(3, *host_arrays.put_rows(mesh, np.arange(8, dtype=np.int32)))
+    return np.asarray(method.sample(graphdef, params, keys, mesh=mesh).latents)
 
 
 @pytest.mark.slow
@@ -174,36 +176,58 @@ def test_samples_are_those_of_one_device(axes, order):
     np.testing.assert_array_equal(samples(axes, order), samples(ONE, order))
 
 
-def bytes_of_loss_and_gradients(layers, tokens, axes, loss_block=1024):
-    """What a device sends, every turn of a loop."""
-    config = config_on(
-        axes, transformer__layers=layers, transformer__loss_block=loss_block, data__frames=64
-    )
+def compiled_loss_and_gradients(axes, tokens, **overrides):
+    """Text of the compiled program; its shapes are those of one device."""
+    config = config_on(axes, data__frames=64, **overrides)
     mesh = mesh_lib.make_mesh(config.mesh)
-    graphdef, params = transformer_stage.abstract_transformer(config)
-    shardings = mesh_lib.state_sharding(params, mesh, config.runtime.fsdp_min_elements)
+    method = MaskedMethod.from_config(config)
+    graphdef, params = abstract_prior(method)
+    shardings = sharding_lib.state_sharding(params, mesh, config.runtime.fsdp_min_elements)
     batch, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
     integers, booleans = (
         jax.ShapeDtypeStruct((4, tokens), jnp.int32),
         jax.ShapeDtypeStruct((4, tokens), bool),
     )
-    split = Split(integers, integers, booleans, integers, integers, booleans)
+    seen = MaskedTokens(integers, integers, booleans, integers, booleans)
+    examples = MaskedExamples(seen, integers)
 
-    def loss_and_gradients(params, split):
-        return jax.value_and_grad(
-            lambda p: (
-                transformer_stage.predict(
-                    nnx.merge(graphdef, p), split, config.transformer, None
-                ).loss
-            )
-        )(params)
+    def loss_and_gradients(params, examples):
+        def loss_fn(params):
+            return method.loss(nnx.merge(graphdef, params), examples, None, jax.random.key(0))[0]
 
-    program = jax.jit(
-        mesh_lib.on_mesh(mesh, loss_and_gradients),
+        return jax.value_and_grad(loss_fn)(params)
+
+    program = mesh_lib.jit(
+        mesh,
+        loss_and_gradients,
         in_shardings=(shardings, batch),
         out_shardings=(everywhere, shardings),
     )
-    return sum(read_traffic(program.lower(params, split).compile().as_text()).sent.values())
+    return program.lower(params, examples).compile().as_text()
+
+
+def bytes_of_loss_and_gradients(layers, tokens, axes, loss_block=1024):
+    """Bytes that a device sends, in every iteration of a loop."""
+    text = compiled_loss_and_gradients(
+        axes, tokens, backbone__layers=layers, method__loss_block=loss_block
+    )
+    return sum(read_traffic(text).sent.values())
+
+
+@pytest.mark.parametrize(
+    ("axes", "split"),
+    [(ONE, False), ((1, 1, 1, 2), True)],  # data, fsdp, sequence, tensor
+    ids=["one device", "tensor"],
+)
+def test_activations_of_heads_and_of_the_mlp_are_split_over_tensor(axes, split):
+    # Sizes that nothing else in the program has: 22 heads of 2 channels, 4 x 44 in the MLP.
+    text = compiled_loss_and_gradients(axes, 64, backbone__width=44, backbone__heads=22)
+    sizes = {
+        int(size) for shape in re.findall(r"f32\[([\d,]+)\]", text) for size in shape.split(",")
+    }
+    whole, halves = {22, 4 * 44}, {11, 2 * 44}
+    assert (whole <= sizes) == (not split) and (halves <= sizes) == split
+    assert not split or not whole & sizes
 
 
 def test_what_devices_send_grows_neither_with_the_tokens_nor_with_the_blocks_of_the_loss():
