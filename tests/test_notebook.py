@@ -22,10 +22,10 @@ def workdir(tmp_path):
         return Path(given).resolve()
     fields = [
         f"--config.{name}.training.{field}={steps}"
-        for name, steps in (("tokenizer", 100), ("transformer", 60))
+        for name, steps in (("tokenizer", 100), ("prior", 60))
         for field in ("steps", "checkpoint_every", "validate_every")
     ]
-    for stage in ("data", "tokenizer", "transformer"):
+    for stage in ("data", "tokenizer", "prior"):
         subprocess.run(
             [
                 sys.executable,
