@@ -134,7 +134,7 @@ def require(config: Config, workdir: Path, stage: str) -> None:
 
 
 def tokenizer_alone(config: Config, workdir: Path) -> bool:
-    """True if the tokenizer is trained, and there is no transformer, neither trained nor given."""
+    """True if the tokenizer is trained, and there is no prior, neither trained nor given."""
     return (
         is_done(config, workdir, "tokenizer")
         and not config.prior.checkpoint

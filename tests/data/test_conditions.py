@@ -102,7 +102,7 @@ def test_stored_tokens_have_the_conditions_of_their_clips(config, tmp_path):
     stored = token_cache.prepare(config, tmp_path, opened(), "a1", encode)
     assert stored.classes == CLASSES
     expected = [
-        {"codes": encode(batch.pop("video"))} | batch for batch in batches(opened(), config)
+        {"tokens": encode(batch.pop("video"))} | batch for batch in batches(opened(), config)
     ]
     assert_equal(batches(stored, config), expected)
 
@@ -119,7 +119,7 @@ def test_tokens_of_an_earlier_version_are_read_without_conditions(config, tmp_pa
 
     stored = token_cache.prepare(config, tmp_path, opened(), "a1", fail)
     assert stored.classes == ()
-    assert all(batch.keys() == {"codes"} for batch in batches(stored, config))
+    assert all(batch.keys() == {"tokens"} for batch in batches(stored, config))
 
 
 def test_an_encoding_that_an_earlier_version_began_is_not_mixed_in(config, tmp_path):
@@ -137,7 +137,7 @@ def test_an_encoding_that_an_earlier_version_began_is_not_mixed_in(config, tmp_p
         token_cache.prepare(config, tmp_path, opened(labelled=False), "a1", interrupted)
     stored = token_cache.prepare(config, tmp_path, opened(), "a1", encode)
     for batch in batches(stored, config):
-        np.testing.assert_array_equal(batch["label"], batch["codes"][:, 0, 0, 0] // 20 % 4)
+        np.testing.assert_array_equal(batch["label"], batch["tokens"][:, 0, 0, 0] // 20 % 4)
     (folder,) = (tmp_path / "data").glob("tokens_*")
     assert not list(folder.glob("parts*"))
 

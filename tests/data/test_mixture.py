@@ -161,7 +161,7 @@ def test_the_clips_of_a_mixture_come_from_stored_tokens_too(mixture):
     stored = token_cache.prepare(config, workdir, opened, "a1", encode)
     ours, theirs = (pipeline.train_batches(source, config, 6) for source in (stored, opened))
     for _ in range(4):
-        np.testing.assert_array_equal(next(ours)["codes"], encode(next(theirs)["video"]))
+        np.testing.assert_array_equal(next(ours)["tokens"], encode(next(theirs)["video"]))
 
 
 def test_the_manifest_and_the_check_cover_every_source(mixture, capsys):

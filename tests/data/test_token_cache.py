@@ -42,7 +42,7 @@ def test_the_windows_fill_each_row_once_and_from_the_right_frames(windows, laten
     }
     for start in range(windows):
         np.testing.assert_array_equal(
-            token_cache.cut_codes(record, start), start + period * np.arange(latent_frames)
+            token_cache.cut_tokens(record, start), start + period * np.arange(latent_frames)
         )
 
 
@@ -80,8 +80,8 @@ def test_the_same_clips_come_with_the_cache_and_without(videos, tmp_path):
     config, opened = videos
     stored = token_cache.prepare(config, tmp_path / "run", opened, "a1", pointwise)
     for clip, tokens in zip(batches(opened, config), batches(stored, config), strict=True):
-        assert tokens["codes"].dtype == np.int32
-        np.testing.assert_array_equal(tokens["codes"], pointwise(clip["video"]))
+        assert tokens["tokens"].dtype == np.int32
+        np.testing.assert_array_equal(tokens["tokens"], pointwise(clip["video"]))
 
     def fail(_):
         raise AssertionError("encoded again")
@@ -95,7 +95,7 @@ def test_records_of_one_clip_agree_for_any_tokenizer(make_config, tmp_path):
     opened = sources.open_sources(config, tmp_path)
     stored = token_cache.prepare(config, tmp_path, opened, "a1", wide)
     for clip, tokens in zip(batches(opened, config), batches(stored, config), strict=True):
-        np.testing.assert_array_equal(tokens["codes"], wide(clip["video"]))
+        np.testing.assert_array_equal(tokens["tokens"], wide(clip["video"]))
 
 
 def test_an_interrupted_encoding_goes_on(videos, tmp_path):

@@ -110,9 +110,10 @@ def test_loss_and_gradients(official):
         model = nnx.merge(graphdef, params)
         hidden = model(inputs_of(vectors, "loss"))
         valid = jnp.ones(target_codes.shape, bool)
-        return masked_cross_entropy(
+        sums = masked_cross_entropy(
             model, hidden, target_codes, valid, block=7, label_smoothing=0.0
-        ).loss
+        )
+        return sums.loss / valid.size
 
     loss, gradients = jax.jit(jax.value_and_grad(loss_fn))(params)
     np.testing.assert_allclose(loss, vectors["loss/value"], rtol=1e-5)
@@ -174,7 +175,7 @@ def test_repeated_layers_are_stacked_in_order():
     )
     weights = state_dict_of(vectors)
     params = nnx.to_pure_dict(transformer_from_official(weights, config))
-    stacked = params["stacks"][0]["blocks"][1]["mlp_in"]["kernel"]  # [2, D, 4D]: layers 1 and 3
+    stacked = params["stacks"][0]["blocks"][1]["mlp"]["up"]["kernel"]  # [2, D, 4D]: layers 1 and 3
     np.testing.assert_array_equal(stacked[0], weights["transformer.blocks.1.mlp.0.weight"].T)
     np.testing.assert_array_equal(stacked[1], weights["transformer.blocks.3.mlp.0.weight"].T)
 

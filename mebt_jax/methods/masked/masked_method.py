@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from mebt_jax.backbones import BACKBONES
 from mebt_jax.backbones.interface import MaskedBackbone, TokenGrid
+from mebt_jax.errors import UserError
 from mebt_jax.methods.interface import Draw, Sampled, SamplingProgram, ValidationDraw
 from mebt_jax.methods.masked import cost
 from mebt_jax.methods.masked.decode import decode
@@ -55,11 +56,24 @@ class MaskedMethod:
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
-        """See `Method`; raises UserError if the preset is unknown."""
+        """See `Method`.
+
+        Raises:
+            UserError: the preset is unknown, or the backbone does not take a condition.
+        """
+        backbone = BACKBONES[config.backbone.kind]
+        for name in config.prior.conditions:
+            if name not in backbone.CONDITIONS:
+                raise UserError(
+                    f"config.prior.conditions names {name!r}, but the backbone "
+                    f"{config.backbone.kind!r} takes "
+                    f"{', '.join(backbone.CONDITIONS) or 'no conditions'}; remove it, or choose "
+                    "another config.backbone.kind."
+                )
         return cls(
             config=config.method,
             decoding=with_preset(config.decoding),
-            backbone=BACKBONES[config.backbone.kind],
+            backbone=backbone,
             backbone_config=config.backbone,
             grid=config.grid,
             vocab_size=config.tokenizer.codebook_size,

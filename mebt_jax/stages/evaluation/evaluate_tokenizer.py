@@ -91,7 +91,7 @@ def show(
     )
     print(results.table(found))
     print(
-        f"  there is no transformer in {workdir}: the tokenizer alone is measured\n  "
+        f"  there is no prior in {workdir}: the tokenizer alone is measured\n  "
         f"everything on one page {directory / 'report.html'}\n  "
         f"the worst clips {directory / 'worst_clips.png'}"
     )
