@@ -220,12 +220,11 @@ def bytes_of_loss_and_gradients(layers, tokens, axes, loss_block=1024):
     ids=["one device", "tensor"],
 )
 def test_activations_of_heads_and_of_the_mlp_are_split_over_tensor(axes, split):
-    # Sizes that nothing else in the program has: 22 heads of 2 channels, 4 x 44 in the MLP.
-    text = compiled_loss_and_gradients(axes, 64, backbone__width=44, backbone__heads=22)
-    shapes = [shape.split(",") for shape in re.findall(r"f32\[([\d,]+)\]", text)]
-    # Kernels have two axes, activations three or four.
-    sizes = {int(size) for shape in shapes if len(shape) > 2 for size in shape}
-    whole, halves = {22, 4 * 44}, {11, 2 * 44}
+    # Sizes that nothing else in the program has: 22 heads of 3 channels, 4 x 66 in the MLP.
+    text = compiled_loss_and_gradients(axes, 64, backbone__width=66, backbone__heads=22)
+    shapes = re.findall(r"f32\[([\d,]+)\]", text)
+    sizes = {int(size) for shape in shapes for size in shape.split(",")}
+    whole, halves = {22, 4 * 66}, {11, 2 * 66}
     assert (whole <= sizes) == (not split) and (halves <= sizes) == split
     assert not split or not whole & sizes
 
