@@ -44,8 +44,8 @@ BLOCK_LAYERS = {
     "attention.key": "attn.key",
     "attention.value": "attn.value",
     "attention.output": "attn.proj",
-    "mlp.up": "mlp.0",
-    "mlp.down": "mlp.2",
+    "mlp.up_proj": "mlp.0",
+    "mlp.down_proj": "mlp.2",
 }
 LEAVES = {"kernel": ("weight", LINEAR), "scale": ("weight", ""), "bias": ("bias", "")}
 FIX = "give config.backbone the layers, width and num_latents of that checkpoint."

@@ -11,7 +11,7 @@ LAYOUT = 2  # of the checkpoints that this version writes
 
 Path = tuple[str, ...]
 
-MLP_LAYERS = {"up": "mlp_in", "down": "mlp_out"}
+MLP_LAYERS = {"up_proj": "mlp_in", "down_proj": "mlp_out"}
 
 
 def path_in(meta: Mapping[str, Any]) -> Callable[[Path], Path] | None:

@@ -45,14 +45,16 @@ class Mlp(nnx.Module):
         two more arrays of the size of the hidden layer, the largest of a training step.
         """
         self.remat = remat
-        self.up = linear(width, 4 * width, dtype, rngs)
-        self.down = linear(4 * width, width, dtype, rngs)
+        self.up_proj = linear(width, 4 * width, dtype, rngs)
+        self.down_proj = linear(4 * width, width, dtype, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gelu = functools.partial(jax.nn.gelu, approximate=False)
-        hidden = checkpoint_name(constrain(self.up(x), "batch", "tokens", "hidden"), "mlp_hidden")
+        hidden = checkpoint_name(
+            constrain(self.up_proj(x), "batch", "tokens", "hidden"), "mlp_hidden"
+        )
         hidden = jax.checkpoint(gelu)(hidden) if self.remat else gelu(hidden)
-        return checkpoint_name(self.down(hidden), "mlp_output")
+        return checkpoint_name(self.down_proj(hidden), "mlp_output")
 
 
 def _dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:

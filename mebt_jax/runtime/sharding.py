@@ -39,9 +39,9 @@ ACTIVATIONS = {
 # that splits its outputs is followed by one that splits its inputs, so a block sums over devices
 # twice: after its attention and after its MLP.
 TENSOR_PARAMETERS = {
-    **{(layer, "kernel"): -1 for layer in ("query", "key", "value", "up", "head")},
-    **{(layer, "bias"): -1 for layer in ("query", "key", "value", "up")},
-    **{(layer, "kernel"): -2 for layer in ("output", "down")},
+    **{(layer, "kernel"): -1 for layer in ("query", "key", "value", "up_proj", "head")},
+    **{(layer, "bias"): -1 for layer in ("query", "key", "value", "up_proj")},
+    **{(layer, "kernel"): -2 for layer in ("output", "down_proj")},
 }
 
 

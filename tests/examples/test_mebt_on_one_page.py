@@ -68,7 +68,7 @@ def flat(block: nnx.State) -> nnx.State:
     attention, mlp = block["attention"], block["mlp"]
     norms = {name: block[name] for name in ("attention_norm", "mlp_norm")}
     layers = {name: attention[name] for name in ("query", "key", "value", "output")}
-    return nnx.State(norms | layers | {"mlp_in": mlp["up"], "mlp_out": mlp["down"]})
+    return nnx.State(norms | layers | {"mlp_in": mlp["up_proj"], "mlp_out": mlp["down_proj"]})
 
 
 def inputs(contexts: int, targets: int) -> tuple[np.ndarray, ...]:

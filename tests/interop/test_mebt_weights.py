@@ -175,7 +175,9 @@ def test_repeated_layers_are_stacked_in_order():
     )
     weights = state_dict_of(vectors)
     params = nnx.to_pure_dict(transformer_from_official(weights, config))
-    stacked = params["stacks"][0]["blocks"][1]["mlp"]["up"]["kernel"]  # [2, D, 4D]: layers 1 and 3
+    stacked = params["stacks"][0]["blocks"][1]["mlp"]["up_proj"][
+        "kernel"
+    ]  # [2, D, 4D]: layers 1 and 3
     np.testing.assert_array_equal(stacked[0], weights["transformer.blocks.1.mlp.0.weight"].T)
     np.testing.assert_array_equal(stacked[1], weights["transformer.blocks.3.mlp.0.weight"].T)
 

@@ -4,12 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from tiny_config import tiny_config
 
+from mebt_jax.config import from_config_dict
 from mebt_jax.runtime import mesh as mesh_lib
 from mebt_jax.runtime import sharding
 from mebt_jax.runtime.runtime_config import MeshConfig
+from mebt_jax.tokenizer.autoencoder import Tokenizer
 
 
 def mesh_of(**axes):
@@ -158,9 +162,9 @@ def test_fsdp_splits_the_largest_divisible_axis_of_large_arrays(shape, spec):
     [
         # The largest of the other axes.
         ("query.kernel", (6, 64, 32), P(None, ("fsdp", "sequence"), "tensor")),
-        ("up.bias", (6, 32), P(None, "tensor")),  # too small for the rest
-        ("down.kernel", (64, 32), P("tensor", ("fsdp", "sequence"))),
-        ("down.bias", (32,), P()),
+        ("up_proj.bias", (6, 32), P(None, "tensor")),  # too small for the rest
+        ("down_proj.kernel", (64, 32), P("tensor", ("fsdp", "sequence"))),
+        ("down_proj.bias", (32,), P()),
         ("query.kernel", (64, 31), P(("fsdp", "sequence"), None)),  # `tensor` does not divide it
         ("conv.kernel", (3, 30, 62), P(None, None, "fsdp")),  # nor do both axes together
     ],
@@ -172,3 +176,17 @@ def test_a_state_is_split_over_tensor_by_name_and_over_the_rest_by_shape(path, s
     assert sharding.state_sharding(tree, mesh, min_elements=1024)[0][layer][name].spec == spec
     ((abstract,),) = [jax.tree.leaves(sharding.with_sharding(tree, mesh, min_elements=1024))]
     assert abstract.shape == shape and abstract.sharding == NamedSharding(mesh, spec)
+
+
+def test_only_layers_of_backbones_are_split_over_tensor_by_name():
+    """The tokenizer is split by clips alone, so none of its layers may have a name of the table."""
+    config = from_config_dict(tiny_config(tokenizer__patch=(1, 1, 1)))
+    names = {
+        tuple(str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey))[-2:]
+        for path, _ in jax.tree_util.tree_leaves_with_path(
+            nnx.to_pure_dict(
+                nnx.eval_shape(lambda: nnx.state(Tokenizer(config.tokenizer, rngs=nnx.Rngs(0))))
+            )
+        )
+    }
+    assert len(names) > 5 and not names & sharding.TENSOR_PARAMETERS.keys()

@@ -93,8 +93,8 @@ def _start_block(
     gains = (
         (attention.query, QUERY_KEY_GAIN),
         (attention.key, QUERY_KEY_GAIN),
-        (mlp.up, MLP_UP_GAIN),
-        (mlp.down, MLP_DOWN_GAIN),
+        (mlp.up_proj, MLP_UP_GAIN),
+        (mlp.down_proj, MLP_DOWN_GAIN),
     )
     value_key, *keys = jax.random.split(key, 1 + len(gains))
     for (linear, gain), linear_key in zip(gains, keys):
