@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from tiny_config import tiny_config
 from training_runs import ROOT, Command
 
+from mebt_jax import config as config_lib
 from mebt_jax.backbones import BACKBONES
 from mebt_jax.config import from_config_dict
 from mebt_jax.errors import UserError
@@ -163,6 +164,7 @@ def test_an_unknown_kind_names_the_nearest():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("case", CASES)
 def test_a_toy_that_was_killed_ends_like_one_that_was_not(
     case, tokenizer_run, compilation_cache, tmp_path
@@ -183,7 +185,10 @@ def test_a_toy_that_was_killed_ends_like_one_that_was_not(
         command.arguments[2] = f"--config={path}"
         folders = [ROOT, ROOT / "tests", ROOT / "tests" / "stages"]
         command.environment["PYTHONPATH"] = ":".join(map(str, folders))
-        workdir_lib.mark_done(command.config, command.workdir, "tokenizer")
+        # The work directory is the toy's from the start.
+        config = from_config_dict(with_toy(case, **overrides))
+        workdir_lib.write_json(command.workdir / "config.json", config_lib.to_dict(config))
+        workdir_lib.mark_done(config, command.workdir, "tokenizer")
         commands.append(command)
     whole, killed = commands
     whole.run()
