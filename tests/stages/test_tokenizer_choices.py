@@ -81,7 +81,7 @@ def test_batch_norm_trains_against_discriminators_in_microbatches(tmp_path):
         trained.content_hash
         == json.loads((tmp_path / "tokenizer" / "done.json").read_text())["tokenizer"]
     )
-    norm = trained.variables["decoder"]["norm"]
+    norm = trained.params["decoder"]["norm"]
     assert (
         np.abs(norm["mean"][...]).min() > 0 and np.abs(norm["variance"][...] - 1).min() > 0
     )  # 0 and 1 at the start
