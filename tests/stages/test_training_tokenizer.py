@@ -1,6 +1,7 @@
 import functools
 import json
 import random
+import re
 import signal
 
 import jax
@@ -133,32 +134,43 @@ def stopped_and_killed(workdir, compilation_cache, overrides):
     return command
 
 
-def test_training_starts_fitted_to_the_clips(tokenizer_run):
-    metrics, _ = tokenizer_run.record()
-    first = metrics[0]
-    assert first["train/psnr"] > 18  # some 10 dB where it starts at noise
-
-
-def test_a_loss_that_explodes_stops_the_run_with_one_sentence(tmp_path):
+@pytest.fixture(scope="module")
+def exploded(tmp_path_factory):
+    """A run whose second step is lost to its learning rate, and what it said."""
+    workdir = tmp_path_factory.mktemp("exploded")
     config = from_config_dict(
         tiny_config(
             mesh__data=1,
             tokenizer__training__learning_rate=1e30,
             tokenizer__training__grad_clip_norm=0.0,
             tokenizer__training__checkpoint_every=1,
+            tokenizer__training__log_every=1,
         )
     )
-    data.run(config, tmp_path)
-    with pytest.raises(
-        UserError, match=r"^The [^\n]* step \d+ [^\n]*last good checkpoint is [^\n]*/1: [^\n]*\.$"
-    ):
-        stage.run(config, tmp_path)
-    assert not (tmp_path / "tokenizer" / "done.json").exists()
+    data.run(config, workdir)
+    with pytest.raises(UserError) as error:
+        stage.run(config, workdir)
+    return workdir, str(error.value)
 
 
-def test_a_tokenizer_of_other_sizes_is_refused(tokenizer_run, tmp_path):
+def test_a_loss_that_explodes_stops_the_run_with_one_sentence(exploded):
+    workdir, message = exploded
+    assert re.search(
+        r"^The [^\n]* step \d+ [^\n]*last good checkpoint is [^\n]*/1: [^\n]*\.$", message
+    )
+    assert not (workdir / "tokenizer" / "done.json").exists()
+
+
+def test_training_starts_fitted_to_the_clips(exploded):
+    lines = (exploded[0] / "tokenizer" / "metrics.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    assert first["step"] == 1
+    assert first["train/psnr"] > 18  # some 10 dB where it starts at noise
+
+
+def test_a_tokenizer_of_other_sizes_is_refused(exploded, tmp_path):
     config = from_config_dict(
-        tiny_config(tokenizer__checkpoint=str(tokenizer_run.workdir), tokenizer__codebook_size=32)
+        tiny_config(tokenizer__checkpoint=str(exploded[0]), tokenizer__codebook_size=32)
     )
     with pytest.raises(
         UserError, match=r"has codebook_size 16, but config\.tokenizer\.codebook_size is 32"

@@ -63,7 +63,7 @@ class Command:
         # One device, and a compiler in a hurry.
         self.environment = {
             **os.environ,
-            "XLA_FLAGS": "",
+            "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
