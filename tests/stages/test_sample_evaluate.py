@@ -1,29 +1,24 @@
 """Sampling and evaluation end to end with a tiny model that was never trained."""
 
 import json
-from pathlib import Path
 
 import av
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from tiny_config import tiny_config
+from untrained_runs import write_prior, write_tokenizer
 
-from mebt_jax.config import from_config_dict, to_dict
+from mebt_jax.config import from_config_dict
 from mebt_jax.errors import UserError
 from mebt_jax.methods.masked.masked_method import MaskedMethod
 from mebt_jax.metrics import clip_numbers
-from mebt_jax.runtime import checkpoints, telemetry
+from mebt_jax.runtime import checkpoints
 from mebt_jax.runtime import workdir as workdir_lib
-from mebt_jax.runtime.train_state import TrainState
 from mebt_jax.stages import evaluate, sample
 from mebt_jax.stages.evaluation import evaluated_clips, run_page
-from mebt_jax.stages.tokenizer import tokenizer_hash
-from mebt_jax.tokenizer.autoencoder import Tokenizer
-from mebt_jax.tokenizer.earlier_tokenizers import LAYOUT
-from tests.tiny_config import tiny_config
 
 CONFIG = from_config_dict(
     tiny_config(
@@ -49,47 +44,17 @@ def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
     # The time of this test is compilation.
     jax.config.update("jax_disable_most_optimizations", True)
-    tokenizer = jax.jit(lambda: nnx.state(Tokenizer(CONFIG.tokenizer, rngs=nnx.Rngs(0))))()
-    params, model_state = nnx.split_state(tokenizer, nnx.Param, ...)
-    write_checkpoint(path, "tokenizer", params, model_state, layout=LAYOUT)
+    tokenizer = write_tokenizer(CONFIG, path)
     codebook = tokenizer["quantizer"]["codebook"][...]
     method = MaskedMethod.from_config(CONFIG)
-    prior_params = jax.jit(
-        lambda: nnx.state(method.create(jax.random.key(1), codebook), nnx.Param)
-    )()
-    write_checkpoint(
-        path,
-        "prior",
-        prior_params,
-        tokenizer=tokenizer_hash(tokenizer),
-        layout=LAYOUT,
-    )
+    params = jax.jit(lambda: nnx.state(method.create(jax.random.key(1), codebook), nnx.Param))()
+    write_prior(CONFIG, path, params, tokenizer)
     sample.run(CONFIG, path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(clip_numbers.CLIP_NUMBERS, "brightness", BRIGHTNESS)
         evaluate.run(CONFIG, path)
     yield path
     jax.config.update("jax_disable_most_optimizations", False)
-
-
-def write_checkpoint(
-    path: Path,
-    stage: str,
-    params: nnx.State,
-    model_state: nnx.State | None = None,
-    **meta: str | int,
-) -> None:
-    # A stage that takes the weights that are not averaged has other results at once.
-    plain = jax.tree.map(jnp.zeros_like, params)
-    state = TrainState(
-        step=jnp.int32(3), params=plain, ema=params, opt_state=(), model_state=model_state
-    )
-    meta |= {"config": to_dict(CONFIG)}
-    with checkpoints.Checkpointer(path / stage / "checkpoints", meta, keep_every=1) as checkpointer:
-        checkpointer.save(3, state, {}, metric=None)
-    with telemetry.MetricsLog(path / stage, step=3) as log:
-        for step in range(3):
-            log.write(step, {"train/loss": 1.0 - 0.1 * step})
 
 
 def test_sample_writes_clips_codes_sheet_and_manifest(workdir):

@@ -13,6 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tiny_config import tiny_config
 from training_runs import ROOT, Command
+from untrained_runs import write_tokenizer
 
 from mebt_jax import config as config_lib
 from mebt_jax.backbones import BACKBONES
@@ -48,11 +49,9 @@ def registered(monkeypatch):
 
 @pytest.fixture(scope="module")
 def tokenizer_workdir(tmp_path_factory):
-    """A tokenizer of a few steps, for all runs of this file."""
+    """A tokenizer for all runs of this file."""
     workdir = tmp_path_factory.mktemp("tokenizer")
-    config = from_config_dict(tiny_config(mesh__data=1))
-    for stage in (data, tokenizer):
-        stage.run(config, workdir)
+    write_tokenizer(from_config_dict(tiny_config(mesh__data=1)), workdir)
     return workdir
 
 
