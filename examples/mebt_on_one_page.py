@@ -283,6 +283,7 @@ def main(clips: int = 8000, steps: int = 1000, path: str = "mebt_on_one_page.png
     encode = nnx.jit(lambda tokenizer, patches: tokenizer.encode(patches)[1])
     codes = np.concatenate([encode(tokenizer, x) for x in np.array_split(patches, 50)])
     rate = optax.warmup_cosine_decay_schedule(0, 0.02, steps // 10, steps)
+    # Muon, not the paper's AdamW: it needs a fraction of the steps.
     muon = optax.contrib.muon(rate, adam_learning_rate=lambda step: 0.1 * rate(step))
     train(model, mebt_loss, muon, codes, steps)
     empty, key = jnp.zeros((8, codes.shape[1]), int), jax.random.key(0)
@@ -292,8 +293,7 @@ def main(clips: int = 8000, steps: int = 1000, path: str = "mebt_on_one_page.png
     x = np.concatenate(rows).reshape(-1, *config.grid, *config.patch, 3)
     x = x.transpose(0, 2, 5, 1, 4, 3, 6, 7).reshape(-1, 32, 16, 32, 3)  # [., rows, F, columns, 3]
     x = np.pad(x, ((0, 0), (0, 2), (0, 0), (0, 2), (0, 0)), constant_values=255)
-    strips = x.reshape(len(x) * 34, 16 * 34, 3)
-    Image.fromarray(strips.repeat(2, 0).repeat(2, 1)).save(path)
+    Image.fromarray(x.reshape(-1, 16 * 34, 3).repeat(2, 0).repeat(2, 1)).save(path)
 
 
 if __name__ == "__main__":

@@ -84,13 +84,10 @@ def inputs(contexts: int, targets: int) -> tuple[np.ndarray, ...]:
 
 
 @pytest.mark.parametrize(
-    "flavour, residual, rotary",
-    [
-        ("paper", "normed_query", False),
-        ("modern", "query", True),
-    ],
+    "flavour, residual, rotary, contexts_of_cases",
+    [("paper", "normed_query", False, (9,)), ("modern", "query", True, (9, 0))],
 )
-def test_logits_equal_those_of_the_package(page, flavour, residual, rotary):
+def test_logits_equal_those_of_the_package(page, flavour, residual, rotary, contexts_of_cases):
     source = package_model(flavour)
     rng = np.random.default_rng(0)
     noisy = jax.tree.map(
@@ -109,14 +106,16 @@ def test_logits_equal_those_of_the_package(page, flavour, residual, rotary):
     )
     target = page.MeBT(config, nnx.Rngs(1))
     copy_parameters(source, target)
-    arguments = inputs(contexts=9, targets=10)
-    valid = arguments[-1]
-    expected = jax.jit(lambda *x: package_logits(source, x))(*arguments)
-    actual = jax.jit(lambda *x: target(*x))(*arguments)
-    assert np.std(np.asarray(expected)[valid]) > 0.1  # else any two would be equal
-    np.testing.assert_allclose(
-        np.asarray(actual)[valid], np.asarray(expected)[valid], rtol=0, atol=1e-5
-    )
+    expected_of = jax.jit(lambda *x: package_logits(source, x))
+    actual_of = jax.jit(lambda *x: target(*x))
+    for contexts in contexts_of_cases:
+        arguments = inputs(contexts, targets=10)
+        valid = arguments[-1]
+        expected = np.asarray(expected_of(*arguments))[valid]
+        assert np.std(expected) > 0.1  # else any two would be equal
+        np.testing.assert_allclose(
+            np.asarray(actual_of(*arguments))[valid], expected, rtol=0, atol=1e-5
+        )
 
 
 def test_page_fits_on_a_page():

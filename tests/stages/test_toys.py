@@ -61,6 +61,7 @@ def test_a_toy_trains_resumes_samples_and_is_evaluated(case, tokenizer_workdir, 
     steps = {"tokenizer__checkpoint": str(tokenizer_workdir)} | {
         "prior__training__steps": 6,
         "prior__training__log_every": 1,
+        "prior__training__validate_every": 1000,
     }
     config = from_config_dict(with_toy(case, **steps))
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
