@@ -122,6 +122,8 @@ checkpointer = checkpoints.Checkpointer(Path(sys.argv[1]), {}, keep_every=10)
 checkpointer.save(1, {"w": jnp.ones(4)}, {}, metric=None)
 checkpointer.wait()
 checkpointer.save(2, {"w": jnp.ones((4000, 4000))}, {}, metric=None)
+while os.listdir(sys.argv[1]) == ["1"]:
+    pass  # the writing thread has not made its folder yet
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
