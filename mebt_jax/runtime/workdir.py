@@ -119,6 +119,12 @@ def mark_done(config: Config, workdir: Path, stage: str, **facts: Any) -> None:
     write_json(stage_folder(workdir, stage) / "done.json", record)
 
 
+def generated_folder(workdir: Path) -> Path:
+    """Where the clips, tokens and manifest are that the sample stage finished last."""
+    folder = stage_folder(workdir, "sample")
+    return folder / read_json(folder / "done.json").get("folder", "")
+
+
 def require(config: Config, workdir: Path, stage: str) -> None:
     """Raises UserError if a stage before `stage` is missing or out of date, except that a
     tokenizer may be evaluated without the stages after it.

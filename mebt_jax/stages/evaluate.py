@@ -49,7 +49,7 @@ def run(config: Config, workdir: Path) -> None:
     measures = feature_networks.load(protocol, config)
     space = load_tokenizer(config, workdir, mesh)
     prior = load_prior(config, workdir, mesh, space.content_hash)
-    tokens = load_generated(workdir / "sample", space.content_hash)
+    tokens = load_generated(workdir_lib.generated_folder(workdir), space.content_hash)
     splits = {
         split: measured_clips.open_clips(config, workdir, split) for split in measured_clips.SPLITS
     }

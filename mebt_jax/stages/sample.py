@@ -3,7 +3,7 @@
 """
 
 import os
-import shutil
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -28,6 +28,7 @@ from mebt_jax.tasks.masks import Task
 STAGE = "sample"
 PICTURED_CLIPS = 12
 STREAMED = ("mp4", "frames")  # formats that take a video piece by piece
+OTHER = ("drawn", "inputs", "tokenizer", "prior")  # what stands in settings.json beside them
 # Fields of config.sample that say which clips, how many at a time, or in which files: not what a
 # clip of a given number is.
 NOT_THE_CLIP = ("clips", "first_clip", "batch_size", "formats", "frames_per_second")
@@ -36,16 +37,17 @@ NOT_THE_CLIP = ("clips", "first_clip", "batch_size", "formats", "frames_per_seco
 def run(config: Config, workdir: Path) -> None:
     """Writes clips/clip_0000.mp4 onward, tokens, contact_sheet.png and manifest.json.
 
-    `generate` writes to <workdir>/sample, every other task to <workdir>/sample/<task>. Clip i
-    follows from (weights, settings, seed, i) alone, and is not drawn again where its tokens are
-    there: so an interrupted run goes on, and more clips leave the first ones as they are.
+    `generate` writes to <workdir>/sample, every other task to <workdir>/sample/<task>, and to a
+    folder in there if clips of other settings, inputs or weights are there already. Clip i follows
+    from (weights, settings, seed, i) alone, and is not drawn again where its tokens are there: so
+    an interrupted run goes on, and more clips leave the first ones as they are.
 
     Raises:
         UserError: the mesh, the batch size, the task, an input or a checkpoint do not fit.
     """
     sampler = Sampler.from_workdir(config, workdir)
     sample, method = config.sample, sampler.prior.method
-    directory = workdir / STAGE if sample.task == "generate" else workdir / STAGE / sample.task
+    base = workdir / STAGE if sample.task == "generate" else workdir / STAGE / sample.task
 
     # ---- task ------------------------------------------------------------------------------------
     task = masks.from_config(config)
@@ -70,12 +72,12 @@ def run(config: Config, workdir: Path) -> None:
     }
 
     # ---- what is there already -------------------------------------------------------------------
-    clear_other_settings(directory, identity(config, task, videos) | hashes)
+    directory = claim_folder(base, identity(config, task, videos) | hashes)
     missing = [index for index in indices if not tokens_path(directory, index).exists()]
     passes = sum(method.num_passes(window.num_known) for window in windows)
     telemetry.say(
         f"{STAGE}: {sample.task}, {len(missing)} of {sample.clips} clips to draw, "
-        f"{sample.batch_size} at a time; {passes} passes each"
+        f"{sample.batch_size} at a time; {passes} passes each; in {directory}"
     )
 
     # ---- draw ------------------------------------------------------------------------------------
@@ -114,7 +116,8 @@ def run(config: Config, workdir: Path) -> None:
     manifest |= {"prior_step": sampler.prior.step, "made": records}
     workdir_lib.write_json(directory / "manifest.json", manifest)
     if sample.task == "generate":
-        workdir_lib.mark_done(config, workdir, STAGE, clips=sample.clips, **hashes)
+        folder = str(directory.relative_to(base))
+        workdir_lib.mark_done(config, workdir, STAGE, clips=sample.clips, folder=folder, **hashes)
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -207,20 +210,41 @@ def hidden_path(path: Path) -> Path:
     return path.with_name("." + path.name)
 
 
-def clear_other_settings(directory: Path, settings: dict[str, Any]) -> None:
-    """Removes clips that were drawn with other settings or weights."""
-    path = directory / "settings.json"
-    if path.exists():
-        theirs = workdir_lib.read_json(path)
-        # A field that was not there yet means its default; priors were called transformers.
-        theirs["settings"] = clip_settings(Config()) | theirs["settings"]
-        theirs = {"prior": theirs.pop("transformer", None)} | theirs
+def claim_folder(base: Path, settings: dict[str, Any]) -> Path:
+    """The folder of the clips with these settings, inputs and weights: `base` for the first that
+    were drawn, for all others one inside it that is named after what differs. What is there stays.
+    """
+    saved = {path.parent: saved_settings(path) for path in base.glob("settings.json")}
+    saved |= {path.parent: saved_settings(path) for path in base.glob("*/settings.json")}
+    for folder, theirs in saved.items():
         if theirs == settings:
-            return
-    if jax.process_index() == 0:
-        for name in ("clips", "tokens"):
-            shutil.rmtree(directory / name, ignore_errors=True)
-    workdir_lib.write_json(path, settings)
+            return folder
+    folder = base
+    if (base / "tokens").exists() or (base / "clips").exists():
+        folder = base / difference(saved.get(base, {"settings": {}}), settings)
+    workdir_lib.write_json(folder / "settings.json", settings)
+    return folder
+
+
+def saved_settings(path: Path) -> dict[str, Any]:
+    """A settings.json, if of an earlier version as this one would write it."""
+    theirs = workdir_lib.read_json(path)
+    # A field that was not there yet means its default; priors were called transformers.
+    theirs["settings"] = clip_settings(Config()) | theirs["settings"]
+    return {"prior": theirs.pop("transformer", None)} | theirs
+
+
+def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """A file name that tells what is new in `ours`, such as seed=1-3f2a90."""
+    names = [
+        f"{name}={value}"
+        for name, value in ours["settings"].items()
+        if theirs["settings"].get(name) != value
+    ]
+    names += [f"other_{name}" for name in OTHER if theirs.get(name) != ours[name]]
+    text = re.sub(r"[^\w.=+-]+", "_", "_".join(names))[:60]
+    # The hash keeps names apart that are cut short or equal, such as those of two other inputs.
+    return f"{text}-{config_lib.content_hash(ours)[:6]}"
 
 
 def all_settings(config: Config) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Sampling and evaluation end to end with a tiny model that was never trained."""
 
+import dataclasses
 import json
+import shutil
 
 import av
 import jax
@@ -88,6 +90,18 @@ def test_sampling_again_gives_the_same_clips_whatever_their_number(workdir, tmp_
         np.load(tmp_path / "sample" / "tokens.npz")["codes"],
         np.load(workdir / "sample" / "tokens.npz")["codes"][:3],
     )
+
+
+def test_evaluation_takes_the_clips_that_were_drawn_last(workdir, tmp_path):
+    for name in ("tokenizer", "prior"):
+        (tmp_path / name).symlink_to(workdir / name)
+    shutil.copytree(workdir / "sample", tmp_path / "sample")
+    for top_k in (3, CONFIG.decoding.top_k):
+        decoding = dataclasses.replace(CONFIG.decoding, top_k=top_k)
+        sample.run(dataclasses.replace(CONFIG, decoding=decoding), tmp_path)
+        folder = workdir_lib.generated_folder(tmp_path)
+        assert json.loads((folder / "manifest.json").read_text())["settings"]["top_k"] == top_k
+    assert folder == tmp_path / "sample"
 
 
 def test_evaluate_writes_every_number_with_its_definition_and_protocol(workdir):

@@ -4,6 +4,7 @@ again after an interruption.
 
 import dataclasses
 import json
+import os
 
 import av
 import jax
@@ -149,9 +150,8 @@ def program(monkeypatch, models, tmp_path):
     np.save(tmp_path / "mask.npy", MASK)
 
     def run(**settings):
-        config = with_sample(
-            input=str(tmp_path / "videos"), mask=str(tmp_path / "mask.npy"), **settings
-        )
+        files = {"input": str(tmp_path / "videos"), "mask": str(tmp_path / "mask.npy")}
+        config = with_sample(**files | settings)
         sample.run(config, tmp_path)
         return (
             tmp_path / "sample" / ("" if config.sample.task == "generate" else config.sample.task)
@@ -224,9 +224,35 @@ def test_an_interrupted_run_goes_on_where_it_stopped(program, monkeypatch):
     program(**settings)
     assert drawn[2:] == [[1, 1]] and (folder / "clips" / "clip_0002.gif").exists()
     np.testing.assert_array_equal(np.load(folder / "tokens.npz")["codes"], codes)
-    program(**settings, seed=7)
-    assert drawn[3:] == [[0, 1], [2, 2]]
-    assert (np.load(folder / "tokens.npz")["codes"] != codes).any()
+
+
+def test_other_settings_and_inputs_leave_the_clips_that_are_there(program, capsys):
+    settings = {"task": "predict", "given_frames": 8, "formats": ("mp4",)}
+    folder = program(**settings)
+    before = contents(folder)
+    for others in ({"input": "nowhere"}, {"batch_size": 3}):
+        with pytest.raises(UserError):
+            program(**settings | others)
+    assert contents(folder) == before
+
+    program(**settings, seed=7, clips=2)
+    (other,) = folder.glob("seed=7-*")
+    assert f"in {other}" in capsys.readouterr().err
+    assert len(list((other / "tokens").iterdir())) == len(list((other / "clips").iterdir())) == 2
+    codes = np.load(other / "tokens.npz")["codes"]
+    assert (np.load(folder / "tokens.npz")["codes"][:2] != codes).any()
+    os.utime(folder.parents[1] / "videos" / "0.mp4", (0, 0))  # another file of this name
+    program(**settings)
+    (third,) = folder.glob("other_inputs-*")
+    assert third.is_dir()
+    program(**settings)
+    assert "0 of 3 clips to draw" in capsys.readouterr().err
+    assert {path: (folder / path).read_bytes() for path in before} == before
+
+
+def contents(folder):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 def test_settings_are_taken_from_presets_and_checked_by_name(models, tmp_path):

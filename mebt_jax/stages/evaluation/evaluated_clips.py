@@ -172,8 +172,7 @@ def load_generated(directory: Path, tokenizer_hash: str) -> np.ndarray:
     if manifest["tokenizer"] != tokenizer_hash:
         raise UserError(
             f"The clips in {directory} were generated for tokenizer {manifest['tokenizer']}, but "
-            f"the tokenizer here is {tokenizer_hash}; remove {directory} and run --stage=sample "
-            "again."
+            f"the tokenizer here is {tokenizer_hash}; run --stage=sample again, which keeps them."
         )
     with np.load(directory / "tokens.npz") as tokens:
         return tokens["codes"]

@@ -98,7 +98,7 @@ def show(config: Config, workdir: Path, directory: Path, clips: EvaluatedClips, 
     )
     print(results.table(page.results))
     for content, path in {
-        "generated clips, mp4 and GIF": workdir / "sample" / "clips",
+        "generated clips, mp4 and GIF": workdir_lib.generated_folder(workdir) / "clips",
         "everything on one page": directory / "report.html",
         "real, reconstructed, generated": directory / "contact_sheet.png",
         "loss curves": directory / "curves.png",
